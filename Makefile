@@ -1,0 +1,45 @@
+# Needs only Python 3.11 or newer and make. `make PYTHON=python3.12 test` picks another Python.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: help demo up test lint types format bench-compare clean venv
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: venv ## Run everything against local receivers and watch it work; ARGS="--once" ends by itself
+	@$(BIN)/python manage.py demo $(ARGS)
+
+up: venv ## Start database, broker, web, workers and beat; Ctrl-C ends them. ARGS="--port 8001"
+	@$(BIN)/python manage.py up $(ARGS)
+
+test: venv ## Run all tests. ARGS="-k circuit" picks some
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: venv ## Check style and formatting
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+
+types: venv ## Check types
+	@$(BIN)/mypy
+
+format: venv ## Put the code into shape
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+bench-compare: venv ## Measure against other ways to do the same
+	@$(BIN)/python benchmarks/compare.py $(ARGS)
+
+clean: ## Remove what was installed and made here, the embedded database too
+	@$(PYTHON) tools/clean.py
+
+venv:
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash tools/setup.sh

@@ -1,0 +1,310 @@
+"""Claiming: which deliveries are to be sent now, by whom, and to where.
+
+A claim is a lease on a subscription's lane, so that at most one task sends for a subscription,
+and on each delivery it takes, so that a delivery whose worker died is known by its expired
+lease. All leases are by the database's clock. A claim for many subscriptions is one transaction.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection, transaction
+
+from deliveries.bodies import EventBodies, Payload
+from subscriptions.conf import conf
+from subscriptions.crypto import SecretUnreadable
+
+UNKNOWN_OUTCOME = "the worker stopped before it could record what came of this request"
+
+
+@dataclass(slots=True)
+class ClaimedDelivery:
+    """One delivery to send. `lease_until` also tells this claim from any later one."""
+
+    id: int
+    event_id: str
+    attempt_count: int
+    retries_used: int
+    lease_until: datetime
+    payload: Payload | None = None
+    unsendable: str = ""
+
+
+@dataclass(slots=True)
+class ClaimedLane:
+    """A subscription that this process may send for until the lease ends.
+
+    `more`: the claim was full, so there may be more that is due. `probe`: the circuit is
+    tripped, and the one delivery is a probe. `unsendable`: why nothing can be signed, if so.
+    """
+
+    subscription_id: uuid.UUID
+    name: str
+    url: str
+    headers: dict[str, str]
+    epoch: int
+    secrets: list[str]
+    unsendable: str
+    max_in_flight: int
+    window: int
+    failures: int
+    probe: bool
+    deliveries: list[ClaimedDelivery] = field(default_factory=list)
+    more: bool = False
+
+
+@dataclass(slots=True)
+class Claim:
+    """What a claim found. `resting`: seconds until a failing lane may be tried again."""
+
+    lanes: list[ClaimedLane]
+    resting: dict[uuid.UUID, float]
+    failing: list[uuid.UUID]
+
+
+# Takes each lane that is free. One that somebody else holds is marked instead, and its holder
+# looks once more before leaving: no wake-up is lost between his last look and his release.
+# `ORDER BY`, because two claims that lock the same lanes must do so in the same order.
+_TAKE_LANES = """
+WITH taken AS (
+    INSERT INTO deliveries_lane AS lane (
+        subscription_id, lease_token, lease_until, wake_again, "window", failures
+    )
+    SELECT s.id, %(token)s, now() + %(lease)s * interval '1 second', false, 1000, 0
+    FROM subscriptions_subscription s WHERE s.id = ANY(%(ids)s::uuid[]) ORDER BY s.id
+    ON CONFLICT (subscription_id) DO UPDATE SET
+        lease_token = CASE WHEN {free} THEN excluded.lease_token ELSE lane.lease_token END,
+        lease_until = CASE WHEN {free} THEN excluded.lease_until ELSE lane.lease_until END,
+        wake_again = coalesce(lane.lease_until >= now(), false)
+    RETURNING lane.subscription_id, lane.lease_token = %(token)s AS taken, lane."window",
+        lane.failures, lane.retrying_id,
+        extract(epoch FROM lane.resume_at - now())::float8 AS rest
+)
+SELECT taken.*, s.name, s.url, s.headers, s.circuit_epoch, s.max_in_flight, s.enabled,
+    coalesce(NOT s.enabled AND s.next_probe_at <= now(), false) AS probe,
+    ARRAY(
+        SELECT secret.ciphertext FROM subscriptions_signingsecret secret
+        WHERE secret.subscription_id = s.id
+            AND (secret.expires_at IS NULL OR secret.expires_at > now())
+        ORDER BY secret.created_at DESC, secret.id DESC
+    ) AS secrets
+FROM taken JOIN subscriptions_subscription s ON s.id = taken.subscription_id
+""".format(
+    free="""(lane.lease_until IS NULL OR lane.lease_until < now())
+            AND (lane.failures = 0 OR %(failing_too)s)
+            AND (lane.resume_at IS NULL OR lane.resume_at <= now())"""
+)
+
+# SKIP LOCKED: a row that an operator holds, or retention removes, just now is not worth waiting
+# for. The index `delivery_due` gives each lane's rows in order; the LATERAL reads no more of
+# them than it takes.
+_TAKE_DUE = """
+WITH picked AS MATERIALIZED (
+    SELECT due.* FROM unnest(%(ids)s::uuid[], %(most)s::int[]) AS lane (subscription_id, most)
+    CROSS JOIN LATERAL (
+        SELECT d.id, d.subscription_id, d.lease_until FROM deliveries_delivery d
+        WHERE d.subscription_id = lane.subscription_id AND d.status = 'pending'
+            AND d.next_attempt_at <= now()
+        ORDER BY d.next_attempt_at, d.id LIMIT lane.most
+        FOR UPDATE SKIP LOCKED
+    ) due
+)"""
+
+# A failing lane sends one request: the delivery that it was trying again, once that is due,
+# else the next one.
+_TAKE_ONE = """
+WITH picked AS MATERIALIZED (
+    SELECT due.* FROM unnest(%(ids)s::uuid[], %(retrying)s::bigint[])
+        AS lane (subscription_id, retrying_id)
+    CROSS JOIN LATERAL (
+        SELECT d.id, d.subscription_id, d.lease_until FROM deliveries_delivery d
+        WHERE d.id = coalesce(
+            (
+                SELECT r.id FROM deliveries_delivery r
+                WHERE r.id = lane.retrying_id AND r.subscription_id = lane.subscription_id
+                    AND r.status = 'pending' AND r.next_attempt_at <= now()
+            ),
+            (
+                SELECT n.id FROM deliveries_delivery n
+                WHERE n.subscription_id = lane.subscription_id AND n.status = 'pending'
+                    AND n.next_attempt_at <= now()
+                ORDER BY n.next_attempt_at, n.id LIMIT 1
+            )
+        )
+        AND d.status = 'pending'
+        FOR UPDATE SKIP LOCKED
+    ) due
+)"""
+
+_TAKE_PROBES = """
+WITH picked AS MATERIALIZED (
+    SELECT due.* FROM unnest(%(ids)s::uuid[]) AS lane (subscription_id)
+    CROSS JOIN LATERAL (
+        SELECT d.id, d.subscription_id, d.lease_until FROM deliveries_delivery d
+        WHERE d.subscription_id = lane.subscription_id AND d.status = 'held'
+        ORDER BY d.id LIMIT 1
+        FOR UPDATE SKIP LOCKED
+    ) due
+)"""
+
+# An older lease that is still there belongs to a claim that died: its request, if it was sent,
+# becomes an attempt of unknown outcome, and the delivery is sent again.
+_LEASE = """
+, leased AS (
+    UPDATE deliveries_delivery d
+    SET lease_until = now() + %(lease)s * interval '1 second',
+        attempt_count = d.attempt_count + CASE WHEN picked.lease_until IS NULL THEN 0 ELSE 1 END
+    FROM picked WHERE d.id = picked.id
+    RETURNING d.id, d.subscription_id, d.event_id, d.attempt_count, d.retries_used, d.lease_until,
+        picked.lease_until AS previous
+), unknown AS (
+    INSERT INTO deliveries_attempt (
+        delivery_id, number, outcome, error, response_body, remote_address, started_at,
+        duration_ms
+    )
+    SELECT id, attempt_count, 'unknown', %(unknown)s, '', '',
+        previous - %(lease)s * interval '1 second', 0
+    FROM leased WHERE previous IS NOT NULL
+)
+SELECT subscription_id, id, event_id, attempt_count, retries_used, lease_until
+FROM leased ORDER BY id
+"""
+
+
+def claim(
+    subscription_ids: Iterable[uuid.UUID],
+    bodies: EventBodies,
+    decrypt: Callable[[str], str],
+    *,
+    token: uuid.UUID,
+    failing_too: bool,
+) -> Claim:
+    """Take the lanes that are free and the deliveries that are due on them.
+
+    `token` names the claim. `failing_too`: whether lanes whose last attempt failed are taken or only named. A lane with
+    nothing due is left free. A claim whose process dies ends with its lease.
+    """
+    values = conf()
+    lanes: dict[uuid.UUID, ClaimedLane] = {}
+    retrying: dict[uuid.UUID, int | None] = {}
+    found = Claim([], {}, [])
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(
+            _TAKE_LANES,
+            {
+                "ids": list(subscription_ids),
+                "token": token,
+                "lease": values.lease,
+                "failing_too": failing_too,
+            },
+        )
+        idle = []
+        for row in map(_Row._make, cursor.fetchall()):
+            if not row.taken:
+                if row.rest is not None and row.rest > 0:
+                    found.resting[row.subscription_id] = row.rest
+                elif row.failures and not failing_too:
+                    found.failing.append(row.subscription_id)
+            elif row.enabled or row.probe:
+                lanes[row.subscription_id] = _lane(row, decrypt)
+                retrying[row.subscription_id] = row.retrying_id
+            else:
+                idle.append(row.subscription_id)
+        if lanes:
+            _take_deliveries(cursor, lanes, retrying)
+        idle += [one for one, lane in lanes.items() if not lane.deliveries]
+        if idle:
+            _leave(cursor, idle)
+        found.lanes = [lane for lane in lanes.values() if lane.deliveries]
+        if found.lanes:
+            bodies.load(cursor, [one for lane in found.lanes for one in lane.deliveries])
+    return found
+
+
+class _Row(NamedTuple):
+    """A row of `_TAKE_LANES`."""
+
+    subscription_id: uuid.UUID
+    taken: bool
+    window: int
+    failures: int
+    retrying_id: int | None
+    rest: float | None
+    name: str
+    url: str
+    headers: dict[str, str]
+    epoch: int
+    max_in_flight: int
+    enabled: bool
+    probe: bool
+    secrets: list[str]
+
+
+def _lane(row: _Row, decrypt: Callable[[str], str]) -> ClaimedLane:
+    secrets: list[str] = []
+    unsendable = "" if row.secrets else "the subscription has no signing secret; add one"
+    try:
+        secrets = [decrypt(token) for token in row.secrets]
+    except (SecretUnreadable, ImproperlyConfigured) as error:
+        unsendable = str(error)
+    return ClaimedLane(
+        subscription_id=row.subscription_id,
+        name=row.name,
+        url=row.url,
+        headers=row.headers,
+        epoch=row.epoch,
+        secrets=secrets,
+        unsendable=unsendable,
+        max_in_flight=row.max_in_flight,
+        window=1 if row.probe or row.failures else min(row.window, row.max_in_flight),
+        failures=row.failures,
+        probe=row.probe,
+    )
+
+
+def _take_deliveries(
+    cursor: Any,
+    lanes: dict[uuid.UUID, ClaimedLane],
+    retrying: dict[uuid.UUID, int | None],
+) -> None:
+    values = conf()
+    probes = [one for one, lane in lanes.items() if lane.probe]
+    failing = [one for one, lane in lanes.items() if not lane.probe and lane.failures]
+    healthy = {
+        one: min(values.claim_batch, 20 * lane.window)
+        for one, lane in lanes.items()
+        if not lane.probe and not lane.failures
+    }
+    lease = {"lease": values.lease, "unknown": UNKNOWN_OUTCOME}
+    if healthy:
+        most = {"ids": list(healthy), "most": list(healthy.values())}
+        _take(cursor, _TAKE_DUE, most | lease, lanes)
+    if failing:
+        first = {"ids": failing, "retrying": [retrying[one] for one in failing]}
+        _take(cursor, _TAKE_ONE, first | lease, lanes)
+    if probes:
+        _take(cursor, _TAKE_PROBES, {"ids": probes} | lease, lanes)
+    for one, lane in lanes.items():
+        lane.more = not lane.probe and len(lane.deliveries) == healthy.get(one, 1)
+
+
+def _take(
+    cursor: Any, picked: str, parameters: dict[str, Any], lanes: dict[uuid.UUID, ClaimedLane]
+) -> None:
+    cursor.execute(picked + _LEASE, parameters)
+    for subscription_id, *values in cursor.fetchall():
+        lanes[subscription_id].deliveries.append(ClaimedDelivery(*values))
+
+
+def _leave(cursor: Any, subscription_ids: Sequence[uuid.UUID]) -> None:
+    cursor.execute(
+        "UPDATE deliveries_lane SET lease_token = NULL, lease_until = NULL "
+        "WHERE subscription_id = ANY(%s::uuid[])",
+        [list(subscription_ids)],
+    )

@@ -1,0 +1,108 @@
+"""Deliveries follow their subscription's state: held when it stops, released when it starts.
+
+Everything here runs in the transaction that changes the subscription, after its row is locked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from django.db import connection, transaction
+from django.db.models.signals import pre_delete
+from django.dispatch import receiver
+
+from deliveries.wakeups import wake
+from subscriptions.models import Subscription
+from subscriptions.signals import subscriptions_enabled, subscriptions_stopped
+
+DISCARDED_BY_OPERATOR = "discarded by an operator"
+SUBSCRIPTION_DELETED = "its subscription was deleted"
+HELD_TOO_LONG = "held for longer than is kept (WEBHOOKS_HOLD_DAYS)"
+
+
+def hold(subscription_ids: Sequence[UUID]) -> int:
+    """Hold what is pending. A request that is in flight may still succeed afterwards."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            UPDATE deliveries_delivery SET status = 'held', next_attempt_at = NULL
+            WHERE subscription_id = ANY(%s::uuid[]) AND status = 'pending'
+            """,
+            [list(subscription_ids)],
+        )
+        return int(cursor.rowcount)
+
+
+def release(subscription_ids: Sequence[UUID]) -> int:
+    """Make what is held due, with its retries unused, and begin gently: one in flight."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            UPDATE deliveries_delivery
+            SET status = 'pending', next_attempt_at = now(), retries_used = 0
+            WHERE subscription_id = ANY(%s::uuid[]) AND status = 'held'
+            """,
+            [list(subscription_ids)],
+        )
+        return int(cursor.rowcount)
+
+
+def discard(subscription_ids: Sequence[UUID], reason: str, *, pending_too: bool = False) -> int:
+    """End what is held (and what is pending) as `discarded`, with the reason to be seen."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            UPDATE deliveries_delivery
+            SET status = 'discarded', next_attempt_at = NULL, finished_at = now(),
+                last_error = %(reason)s
+            WHERE subscription_id = ANY(%(ids)s::uuid[])
+                AND (status = 'held' OR (%(pending_too)s AND status = 'pending'))
+            """,
+            {"ids": list(subscription_ids), "reason": reason, "pending_too": pending_too},
+        )
+        return int(cursor.rowcount)
+
+
+def start_gently(subscription_ids: Sequence[UUID]) -> None:
+    """One request in flight at first, and no rest left over from before."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            UPDATE deliveries_lane lane
+            SET "window" = 1, failures = 0, resume_at = NULL, retrying_id = NULL
+            FROM (
+                SELECT subscription_id FROM deliveries_lane
+                WHERE subscription_id = ANY(%s::uuid[]) ORDER BY subscription_id FOR UPDATE
+            ) locked
+            WHERE lane.subscription_id = locked.subscription_id
+            """,
+            [list(subscription_ids)],
+        )
+
+
+@receiver(subscriptions_stopped)
+def _hold_on_stop(*, subscription_ids: list[UUID], **_: Any) -> None:
+    hold(subscription_ids)
+
+
+@receiver(subscriptions_enabled)
+def _release_on_enable(*, subscription_ids: list[UUID], discard_held: bool, **_: Any) -> None:
+    start_gently(subscription_ids)
+    if discard_held:
+        discard(subscription_ids, DISCARDED_BY_OPERATOR)
+    elif release(subscription_ids):
+        transaction.on_commit(partial(wake, subscription_ids))
+
+
+@receiver(pre_delete, sender=Subscription)
+def _discard_on_delete(instance: Subscription, **_: Any) -> None:
+    with connection.cursor() as cursor:
+        # The state's lock first, as everywhere: nobody claims or publishes for it past this.
+        cursor.execute(
+            "SELECT 1 FROM subscriptions_subscription WHERE id = %s FOR UPDATE", [instance.pk]
+        )
+        discard([instance.pk], SUBSCRIPTION_DELETED, pending_too=True)
+        cursor.execute("DELETE FROM deliveries_lane WHERE subscription_id = %s", [instance.pk])

@@ -1,0 +1,157 @@
+"""Events, deliveries, attempts, and the lane that each subscription's deliveries are sent on.
+
+References to rows of other tables carry no database constraint: a check for each of 5,000
+deliveries of one event costs more than all the rest of `publish`, and locks the subscription's
+row against everybody else. What the constraint would guarantee is done by those who delete:
+a deleted subscription's open deliveries are discarded, and `prune` removes deliveries before
+their events.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.db import models
+from django.db.models import Q
+
+from deliveries.body import parse_body
+from subscriptions.models import Subscription
+
+
+class Event(models.Model):
+    """Something that happened. `body` holds the very bytes that are signed and sent."""
+
+    id = models.CharField(primary_key=True, max_length=255)
+    topic = models.CharField(max_length=255)
+    type = models.CharField(max_length=255, blank=True, default="")
+    body = models.BinaryField()
+    created_at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        indexes: ClassVar = [models.Index(fields=["created_at"], name="event_created")]
+
+    def __str__(self) -> str:
+        return f"{self.topic} {self.id}"
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        payload: dict[str, Any] = parse_body(bytes(self.body))["payload"]
+        return payload
+
+
+class Delivery(models.Model):
+    """One event for one subscription."""
+
+    class Status(models.TextChoices):
+        PENDING = "pending"
+        HELD = "held"
+        SUCCEEDED = "succeeded"
+        FAILED = "failed"
+        DISCARDED = "discarded"
+
+    event = models.ForeignKey(
+        Event, on_delete=models.DO_NOTHING, db_constraint=False, related_name="deliveries"
+    )
+    subscription = models.ForeignKey(
+        Subscription,
+        on_delete=models.DO_NOTHING,
+        db_constraint=False,
+        db_index=False,
+        related_name="deliveries",
+    )
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.PENDING)
+    # Due at; null unless pending.
+    next_attempt_at = models.DateTimeField(null=True, blank=True)
+    # Claimed until; a claim that outlives this died, and what came of its request is unknown.
+    lease_until = models.DateTimeField(null=True, blank=True)
+    attempt_count = models.PositiveIntegerField(default=0)
+    # How many of the scheduled retries, quick and slow, are used up; a release begins anew.
+    retries_used = models.PositiveSmallIntegerField(default=0)
+    last_error = models.TextField(blank=True, default="")
+    created_at = models.DateTimeField()
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        verbose_name_plural = "deliveries"
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                name="delivery_is_due_only_if_pending",
+                condition=Q(status="pending", next_attempt_at__isnull=False)
+                | (~Q(status="pending") & Q(next_attempt_at=None)),
+            ),
+        ]
+        indexes: ClassVar = [
+            # What a claim and the sweep read: small, because most rows are finished.
+            models.Index(
+                fields=["subscription", "next_attempt_at", "id"],
+                name="delivery_due",
+                condition=Q(status="pending"),
+            ),
+            # Probes take the oldest held; a release, a discard and the expiry take them all.
+            models.Index(
+                fields=["subscription", "id"], name="delivery_held", condition=Q(status="held")
+            ),
+            # Retention, by age.
+            models.Index(
+                fields=["finished_at"],
+                name="delivery_finished",
+                condition=Q(finished_at__isnull=False),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"delivery {self.pk}"
+
+
+class Attempt(models.Model):
+    """One HTTP request of a delivery, with its result."""
+
+    delivery = models.ForeignKey(
+        Delivery, on_delete=models.DO_NOTHING, db_constraint=False, related_name="attempts"
+    )
+    number = models.PositiveIntegerField()
+    # `success`, `http` (an answer that is no success), or why there was none: `timeout`, `dns`,
+    # `refused`, `tls` …; `unknown`: the worker died before it could write what came of it.
+    outcome = models.CharField(max_length=20)
+    status_code = models.PositiveSmallIntegerField(null=True, blank=True)
+    error = models.TextField(blank=True, default="")
+    response_body = models.TextField(blank=True, default="")
+    remote_address = models.CharField(max_length=64, blank=True, default="")
+    started_at = models.DateTimeField()
+    duration_ms = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+
+    def __str__(self) -> str:
+        return f"attempt {self.number} of delivery {self.delivery_id}"
+
+
+class Lane(models.Model):
+    """How one subscription's deliveries are being sent: who sends, how many at once, when next.
+
+    A row of its own, small and without indexes besides its key, because it changes with every
+    claim. It comes into being with the first claim.
+    """
+
+    subscription = models.OneToOneField(
+        Subscription,
+        primary_key=True,
+        on_delete=models.DO_NOTHING,
+        db_constraint=False,
+        related_name="lane",
+    )
+    lease_token = models.UUIDField(null=True)
+    lease_until = models.DateTimeField(null=True)
+    # A wake-up came while somebody was sending: whoever sends looks once more before he leaves.
+    wake_again = models.BooleanField(default=False)
+    # Requests in flight at once; doubles with success up to the subscription's own limit.
+    window = models.PositiveSmallIntegerField(default=1000)
+    # Failed attempts in a row.
+    failures = models.PositiveIntegerField(default=0)
+    # Nothing is sent before: the receiver asked for it, or keeps failing.
+    resume_at = models.DateTimeField(null=True)
+    # While failing: the delivery that is tried again first.
+    retrying_id = models.BigIntegerField(null=True)

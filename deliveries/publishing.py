@@ -1,0 +1,237 @@
+"""`publish`: an event and its deliveries, in the caller's own transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypedDict
+from uuid import UUID
+
+from django.db import connection, transaction
+
+from deliveries.body import build_body, validate_event_id
+from deliveries.models import Event
+from deliveries.wakeups import wake
+from subscriptions.conf import conf
+from subscriptions.ids import uuid7
+from subscriptions.index import READ_VERSION, topic_index
+from subscriptions.topics import validate_topic
+
+MOST_TYPE_CHARACTERS = 255
+
+
+class EventConflict(ValueError):
+    """An event with this id exists already, with another topic, type or payload."""
+
+
+class _Required(TypedDict):
+    topic: str
+    payload: Mapping[str, Any]
+
+
+class NewEvent(_Required, total=False):
+    """What `publish_many` takes for each event: the arguments of `publish`."""
+
+    event_type: str
+    event_id: str | None
+
+
+def publish(
+    topic: str,
+    payload: Mapping[str, Any],
+    *,
+    event_type: str = "",
+    event_id: str | None = None,
+) -> Event:
+    """Record an event and its delivery to every subscription whose patterns match `topic`.
+
+    Runs inside the caller's transaction, if there is one: the event is published if and only if
+    that commits. Workers are woken after the commit; should the broker be away, the deliveries
+    go out when it is back, and this call neither fails nor waits more than a second.
+
+    A subscription that was committed before the call is always matched. Tripped subscriptions
+    get a delivery that is held; paused ones get none.
+
+    `event_id` makes it idempotent: if the id is known, with the same topic, type and payload,
+    nothing is recorded and the first event comes back.
+
+    Raises `InvalidTopic`, `InvalidPayload`, `PayloadTooLarge` or `InvalidEventId` (all of them
+    `ValueError`) before anything is written, and `EventConflict` for a known id with another
+    content. The caller's transaction stays usable.
+    """
+    event = NewEvent(topic=topic, payload=payload, event_type=event_type, event_id=event_id)
+    return publish_many([event])[0]
+
+
+def publish_many(events: Iterable[NewEvent]) -> list[Event]:
+    """`publish` for many events at once: all of them or, if one is refused, none.
+
+    One round trip for the events and one for their deliveries, however many there are.
+    """
+    events = list(events)
+    drafts = [_draft(event) for event in events]
+    if not drafts:
+        return []
+    # Only a known id can be refused after something was written. Without one, a savepoint in the
+    # caller's transaction would be two round trips for nothing.
+    known_ids = any(event.get("event_id") is not None for event in events)
+    with transaction.atomic(savepoint=known_ids):
+        return _record(drafts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    id: str
+    topic: str
+    type: str
+    payload: Mapping[str, Any]
+    body: bytes
+    created_at: datetime
+
+
+def _draft(event: NewEvent) -> _Draft:
+    unknown = set(event) - {"topic", "payload", "event_type", "event_id"}
+    missing = {"topic", "payload"} - set(event)
+    if unknown or missing:
+        raise TypeError(
+            "An event has the keys topic, payload, event_type and event_id, the last two "
+            f"optional; unknown: {sorted(unknown)}, missing: {sorted(missing)}."
+        )
+    topic = validate_topic(event["topic"])
+    event_type = event.get("event_type", "")
+    if (
+        not isinstance(event_type, str)
+        or len(event_type) > MOST_TYPE_CHARACTERS
+        or not event_type.isprintable()
+    ):
+        raise ValueError(
+            f"The event type {str(event_type)[:80]!r} is not a printable text of at most "
+            f"{MOST_TYPE_CHARACTERS} characters."
+        )
+    event_id = event.get("event_id")
+    event_id = str(uuid7()) if event_id is None else validate_event_id(event_id)
+    created_at = datetime.now(UTC)
+    body = build_body(
+        event_id, created_at, topic, event_type, event["payload"], limit=conf().max_payload_bytes
+    )
+    return _Draft(event_id, topic, event_type, event["payload"], body, created_at)
+
+
+# The version of the topic index rides along: reading it costs no round trip of its own, and is
+# done by a statement that begins after `publish` did.
+_INSERT_EVENTS = f"""
+INSERT INTO deliveries_event (id, topic, type, body, created_at)
+SELECT * FROM unnest(
+    %(ids)s::text[], %(topics)s::text[], %(types)s::text[], %(bodies)s::bytea[],
+    %(created)s::timestamptz[]
+)
+ON CONFLICT (id) DO NOTHING
+RETURNING id, {READ_VERSION}
+"""
+
+# The state of a subscription is read here, not remembered by the index: a trip or a pause needs
+# no new index, and what is deleted drops out by itself. A lane that rests needs no wake-up.
+_INSERT_DELIVERIES = """
+WITH target AS MATERIALIZED (
+    SELECT m.event_id, s.id AS subscription_id, s.enabled,
+        s.consecutive_failures > 0 OR coalesce(lane.failures > 0, false) AS failing,
+        coalesce(lane.resume_at > now(), false) AS resting
+    FROM unnest(%(events)s::text[], %(subscriptions)s::uuid[]) AS m (event_id, subscription_id)
+    JOIN subscriptions_subscription s ON s.id = m.subscription_id
+    LEFT JOIN deliveries_lane lane ON lane.subscription_id = s.id
+    WHERE s.enabled OR s.auto_disabled_at IS NOT NULL
+), inserted AS (
+    INSERT INTO deliveries_delivery (
+        event_id, subscription_id, status, next_attempt_at, attempt_count, retries_used,
+        last_error, created_at
+    )
+    SELECT event_id, subscription_id, CASE WHEN enabled THEN 'pending' ELSE 'held' END,
+        CASE WHEN enabled THEN now() END, 0, 0, '', now()
+    FROM target
+)
+SELECT DISTINCT subscription_id, failing FROM target WHERE enabled AND NOT resting
+"""
+
+
+def _record(drafts: Sequence[_Draft]) -> list[Event]:
+    first: dict[str, _Draft] = {}
+    for draft in drafts:
+        known = first.setdefault(draft.id, draft)
+        if known is not draft and not _same(known.body, known.created_at, draft):
+            raise _conflict(draft.id)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _INSERT_EVENTS,
+            {
+                "ids": list(first),
+                "topics": [draft.topic for draft in first.values()],
+                "types": [draft.type for draft in first.values()],
+                "bodies": [draft.body for draft in first.values()],
+                "created": [draft.created_at for draft in first.values()],
+            },
+        )
+        rows = cursor.fetchall()
+        inserted = {row[0] for row in rows}
+        events = {
+            draft.id: Event(
+                id=draft.id,
+                topic=draft.topic,
+                type=draft.type,
+                body=draft.body,
+                created_at=draft.created_at,
+            )
+            for draft in first.values()
+            if draft.id in inserted
+        }
+        for event in events.values():
+            event._state.adding = False
+            event._state.db = connection.alias
+        if len(inserted) < len(first):
+            events |= _existing([draft for draft in first.values() if draft.id not in inserted])
+        if rows:
+            _deliver_new(cursor, [first[event_id] for event_id in inserted], rows[0][1:])
+    return [events[draft.id] for draft in drafts]
+
+
+def _deliver_new(cursor: Any, drafts: Sequence[_Draft], version: tuple[Any, ...]) -> None:
+    event_ids: list[str] = []
+    subscription_ids: list[UUID] = []
+    matches = topic_index().match_many([draft.topic for draft in drafts], version)
+    for draft, matching in zip(drafts, matches, strict=True):
+        event_ids += [draft.id] * len(matching)
+        subscription_ids += matching
+    if not event_ids:
+        return
+    cursor.execute(_INSERT_DELIVERIES, {"events": event_ids, "subscriptions": subscription_ids})
+    healthy: list[UUID] = []
+    failing: list[UUID] = []
+    for subscription_id, is_failing in cursor.fetchall():
+        (failing if is_failing else healthy).append(subscription_id)
+    if healthy:
+        transaction.on_commit(partial(wake, healthy))
+    if failing:
+        transaction.on_commit(partial(wake, failing, recovering=True))
+
+
+def _existing(drafts: Sequence[_Draft]) -> dict[str, Event]:
+    found = {event.id: event for event in Event.objects.filter(pk__in=[one.id for one in drafts])}
+    for draft in drafts:
+        event = found.get(draft.id)
+        if event is None or not _same(bytes(event.body), event.created_at, draft):
+            raise _conflict(draft.id)
+        event.body = bytes(event.body)
+    return found
+
+
+def _same(body: bytes, created_at: datetime, draft: _Draft) -> bool:
+    """Whether `draft` would have had this body, had it been published at the same time."""
+    return body == build_body(draft.id, created_at, draft.topic, draft.type, draft.payload)
+
+
+def _conflict(event_id: str) -> EventConflict:
+    return EventConflict(
+        f"The event id {event_id!r} is taken by an event with another topic, type or payload. "
+        "Use a new id for a new event."
+    )

@@ -1,0 +1,299 @@
+"""Settling: what came of the requests, written down in one transaction.
+
+Attempts are inserted, deliveries updated, the circuits told, the lanes left. Locks are taken
+in the order subscriptions, lanes, deliveries, as everywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import groupby
+from uuid import UUID
+
+from django.db import DataError, IntegrityError, connection, transaction
+
+from deliveries.claims import ClaimedDelivery, ClaimedLane
+from deliveries.holding import hold
+from deliveries.policy import Next, Verdict
+from subscriptions import circuit
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Result:
+    """What came of one request, and what follows from it."""
+
+    lane: ClaimedLane
+    delivery: ClaimedDelivery
+    next: Next
+    verdict: Verdict
+    outcome: str
+    status_code: int | None
+    error: str
+    response_body: str
+    remote_address: str
+    started_at: datetime
+    duration_ms: int
+
+
+@dataclass(slots=True)
+class LaneEnd:
+    """A lane is left: with what was claimed but not sent, and how it is to go on.
+
+    `rest`: seconds in which nothing is sent.
+    """
+
+    lane: ClaimedLane
+    token: UUID
+    unsent: list[ClaimedDelivery]
+    window: int
+    failures: int
+    rest: float
+    retrying_id: int | None
+
+
+@dataclass(slots=True)
+class Settled:
+    """`wake_again`: lanes for which a wake-up came meanwhile. `tripped`: circuits that did."""
+
+    wake_again: set[UUID] = field(default_factory=set)
+    tripped: set[UUID] = field(default_factory=set)
+
+
+def settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
+    """Write down `results` and leave the lanes of `ends`.
+
+    A row that the database refuses never fails the others: the batch is then settled one by
+    one, and the bad one ends as failed, with the reason. Raises what the database raises when
+    it is away (`OperationalError`, `InterfaceError`): nothing was written, and the same call
+    may be made again.
+    """
+    try:
+        with transaction.atomic():
+            return _settle(results, ends)
+    except (DataError, IntegrityError):
+        logger.exception("a result was refused by the database; settling %d singly", len(results))
+    settled = Settled()
+    for result in results:
+        try:
+            with transaction.atomic():
+                settled.tripped |= _settle([result], []).tripped
+        except (DataError, IntegrityError) as error:
+            with transaction.atomic():
+                settled.tripped |= _settle([_unwritable(result, error)], []).tripped
+    with transaction.atomic():
+        settled.wake_again = _settle([], ends).wake_again
+    return settled
+
+
+def _unwritable(result: Result, error: Exception) -> Result:
+    return replace(
+        result,
+        next=Next("failed", None, retries_used=result.delivery.retries_used),
+        verdict=Verdict.FINAL,
+        outcome="unwritable",
+        status_code=None,
+        error=f"the result could not be recorded ({type(error).__name__})",
+        response_body="",
+        remote_address="",
+        duration_ms=0,
+    )
+
+
+def _settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
+    settled = Settled(tripped=_tell_circuits(results))
+    if ends:
+        settled.wake_again = _leave_lanes(ends)
+    if results:
+        _update_deliveries(results, settled.tripped)
+        _insert_attempts(results)
+    if unsent := [one for end in ends for one in end.unsent]:
+        _return_unsent(unsent)
+    if settled.tripped:
+        hold(list(settled.tripped))
+    return settled
+
+
+def _tell_circuits(results: Sequence[Result]) -> set[UUID]:
+    reports: dict[UUID, circuit.Report] = {}
+    in_order = sorted(results, key=lambda one: (one.lane.subscription_id, one.lane.epoch))
+    for (subscription_id, epoch), group in groupby(
+        in_order, key=lambda one: (one.lane.subscription_id, one.lane.epoch)
+    ):
+        batch = list(group)
+        if batch[0].lane.probe:
+            _tell_probed(batch[0])
+            continue
+        failed = [one for one in batch if one.verdict is not Verdict.SUCCESS]
+        # The highest epoch comes last and wins; older ones count for nothing anyway.
+        reports[subscription_id] = circuit.Report(
+            subscription_id,
+            epoch,
+            circuit.tally(
+                (one.next.result for one in batch),
+                gone=any(one.verdict is Verdict.GONE for one in batch),
+            ),
+            error=failed[-1].error if failed else "",
+            failed=bool(failed),
+        )
+    return set(circuit.record(list(reports.values())))
+
+
+def _tell_probed(result: Result) -> None:
+    lane = result.lane
+    if result.verdict is Verdict.SUCCESS:
+        circuit.reset([lane.subscription_id], epoch=lane.epoch)
+    else:
+        circuit.record_failed_probe(lane.subscription_id, lane.epoch, result.error)
+
+
+_LEAVE_LANES = """
+WITH ending AS MATERIALIZED (
+    SELECT l.subscription_id, l.wake_again, e."window", e.failures, e.rest, e.retrying_id
+    FROM unnest(
+        %(ids)s::uuid[], %(tokens)s::uuid[], %(windows)s::int[], %(failures)s::int[],
+        %(rests)s::float8[], %(retrying)s::bigint[]
+    ) AS e (subscription_id, token, "window", failures, rest, retrying_id)
+    JOIN deliveries_lane l ON l.subscription_id = e.subscription_id AND l.lease_token = e.token
+    ORDER BY l.subscription_id FOR UPDATE OF l
+)
+UPDATE deliveries_lane lane SET
+    lease_token = NULL, lease_until = NULL, wake_again = false, "window" = ending."window",
+    failures = ending.failures, retrying_id = ending.retrying_id,
+    resume_at = CASE WHEN ending.rest > 0 THEN now() + ending.rest * interval '1 second' END
+FROM ending WHERE lane.subscription_id = ending.subscription_id
+RETURNING lane.subscription_id, ending.wake_again
+"""
+
+
+def _leave_lanes(ends: Sequence[LaneEnd]) -> set[UUID]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _LEAVE_LANES,
+            {
+                "ids": [end.lane.subscription_id for end in ends],
+                "tokens": [end.token for end in ends],
+                "windows": [end.window for end in ends],
+                "failures": [end.failures for end in ends],
+                "rests": [end.rest for end in ends],
+                "retrying": [end.retrying_id for end in ends],
+            },
+        )
+        return {row[0] for row in cursor.fetchall() if row[1]}
+
+
+# A success is a success, whatever happened to the delivery meanwhile: the receiver has it. Any
+# other result counts only while this claim's lease is the delivery's: later claims know better.
+# What was held or discarded while its request was in flight stays so.
+_UPDATE_DELIVERIES = """
+UPDATE deliveries_delivery d SET
+    status = CASE
+        WHEN r.status = 'succeeded' THEN 'succeeded'
+        WHEN d.lease_until IS DISTINCT FROM r.lease_until THEN d.status
+        WHEN d.status = 'pending' THEN r.status
+        WHEN d.status = 'held' AND r.status = 'failed' THEN 'failed'
+        ELSE d.status END,
+    next_attempt_at = CASE
+        WHEN r.status = 'succeeded' THEN NULL
+        WHEN d.lease_until IS DISTINCT FROM r.lease_until THEN d.next_attempt_at
+        WHEN d.status = 'pending' AND r.status = 'pending'
+            THEN now() + r.delay * interval '1 second' END,
+    finished_at = CASE
+        WHEN r.status = 'succeeded' OR (
+            r.status = 'failed' AND d.status IN ('pending', 'held')
+            AND d.lease_until IS NOT DISTINCT FROM r.lease_until
+        ) THEN now() ELSE d.finished_at END,
+    retries_used = CASE
+        WHEN d.status = 'pending' AND d.lease_until IS NOT DISTINCT FROM r.lease_until
+            THEN r.retries_used
+        ELSE d.retries_used END,
+    last_error = CASE
+        WHEN r.status = 'succeeded' THEN ''
+        WHEN d.status IN ('pending', 'held')
+            AND d.lease_until IS NOT DISTINCT FROM r.lease_until THEN r.error
+        ELSE d.last_error END,
+    attempt_count = d.attempt_count + 1,
+    lease_until = CASE
+        WHEN r.status = 'succeeded' OR d.lease_until IS NOT DISTINCT FROM r.lease_until THEN NULL
+        ELSE d.lease_until END
+FROM unnest(
+    %(ids)s::bigint[], %(leases)s::timestamptz[], %(statuses)s::text[], %(delays)s::float8[],
+    %(retries)s::int[], %(errors)s::text[]
+) AS r (id, lease_until, status, delay, retries_used, error)
+WHERE d.id = r.id
+"""
+
+
+def _update_deliveries(results: Sequence[Result], tripped: set[UUID]) -> None:
+    # In the order of ids, so that two settlements, or one and an operator, do not lock each
+    # other out; should the planner choose otherwise, one of them is told to try again.
+    results = sorted(results, key=lambda one: one.delivery.id)
+    statuses = [
+        # Nothing is lost by tripping: a last retry that trips the circuit is held like the rest.
+        "held"
+        if one.next.exhausted and one.lane.subscription_id in tripped
+        else one.next.status
+        for one in results
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _UPDATE_DELIVERIES,
+            {
+                "ids": [one.delivery.id for one in results],
+                "leases": [one.delivery.lease_until for one in results],
+                "statuses": statuses,
+                "delays": [one.next.delay for one in results],
+                "retries": [one.next.retries_used for one in results],
+                "errors": [one.error for one in results],
+            },
+        )
+
+
+_INSERT_ATTEMPTS = """
+INSERT INTO deliveries_attempt (
+    delivery_id, number, outcome, status_code, error, response_body, remote_address, started_at,
+    duration_ms
+)
+SELECT * FROM unnest(
+    %(ids)s::bigint[], %(numbers)s::int[], %(outcomes)s::text[], %(codes)s::int[],
+    %(errors)s::text[], %(bodies)s::text[], %(addresses)s::text[], %(started)s::timestamptz[],
+    %(durations)s::int[]
+)
+"""
+
+
+def _insert_attempts(results: Sequence[Result]) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _INSERT_ATTEMPTS,
+            {
+                "ids": [one.delivery.id for one in results],
+                "numbers": [one.delivery.attempt_count + 1 for one in results],
+                "outcomes": [one.outcome for one in results],
+                "codes": [one.status_code for one in results],
+                "errors": [one.error for one in results],
+                "bodies": [one.response_body for one in results],
+                "addresses": [one.remote_address for one in results],
+                "started": [one.started_at for one in results],
+                "durations": [one.duration_ms for one in results],
+            },
+        )
+
+
+def _return_unsent(deliveries: Sequence[ClaimedDelivery]) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            UPDATE deliveries_delivery d SET lease_until = NULL
+            FROM unnest(%(ids)s::bigint[], %(leases)s::timestamptz[]) AS u (id, lease_until)
+            WHERE d.id = u.id AND d.lease_until = u.lease_until
+            """,
+            {
+                "ids": sorted(one.id for one in deliveries),
+                "leases": [one.lease_until for one in sorted(deliveries, key=lambda one: one.id)],
+            },
+        )

@@ -1,0 +1,55 @@
+"""The Celery tasks. Each is safe to run twice, at the same time, and never again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from celery import Task, shared_task
+from celery.signals import worker_shutting_down
+from django.db import InterfaceError, OperationalError
+
+from deliveries import housekeeping as house
+from deliveries import sweeping
+from deliveries.queues import DELIVER
+from deliveries.sending import sender
+
+logger = logging.getLogger(__name__)
+
+
+@shared_task(bind=True, ignore_result=True)
+def deliver(self: Task[Any, None], subscription_ids: Iterable[str]) -> None:
+    """Send what is due for these subscriptions (ids as text), for one time slice at most.
+
+    A wake-up, nothing more: what is to be sent stands in the table, and so does who sends it.
+    From the queue `deliver`, subscriptions that are failing are passed on to `recover`.
+    """
+    queue = (self.request.delivery_info or {}).get("routing_key")
+    ids = [UUID(one) for one in dict.fromkeys(subscription_ids)]
+    sender().serve(ids, recovering=queue != DELIVER)
+
+
+@shared_task(ignore_result=True)
+def sweep() -> None:
+    """Wake every subscription with due work that nobody was woken for; see `sweeping`."""
+    try:
+        sweeping.sweep()
+    except (OperationalError, InterfaceError) as error:
+        logger.warning("no sweep this time, the database is away: %s", error)
+
+
+@shared_task(ignore_result=True)
+def housekeeping() -> None:
+    """Expire what is held for too long, and remove what is kept no longer; see `housekeeping`."""
+    try:
+        house.expire_held()
+        house.prune()
+    except (OperationalError, InterfaceError) as error:
+        logger.warning("no housekeeping this time, the database is away: %s", error)
+
+
+@worker_shutting_down.connect
+def _stop_sending(**_: Any) -> None:
+    sender().stop()

@@ -1,0 +1,283 @@
+"""The circuit of a subscription: counting, tripping, resetting, probing.
+
+What is decided (`tally`, `probe_delay`) are pure functions on values. What is done are single
+conditional UPDATEs, so that any number of workers agree: each says in its WHERE clause from
+which state it starts, and only the one that finds it wins. Everything that changes rows in
+`subscriptions_subscription` locks them in the order of their ids, before any delivery.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from django.db import connection, transaction
+
+from subscriptions import signals
+from subscriptions.conf import conf
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a series of results says to the circuit of one subscription.
+
+    `before`: counted failures before the first success; `peak`: the longest run of them;
+    `after`: those after the last success; `succeeded`: whether there was one; `gone`: whether
+    the receiver answered 410, which trips at once.
+    """
+
+    before: int = 0
+    peak: int = 0
+    after: int = 0
+    succeeded: bool = False
+    gone: bool = False
+
+
+def tally(results: Iterable[bool | None], *, gone: bool = False) -> Tally:
+    """Fold results in the order they came: True a success, False a failure that counts.
+
+    None is a result that says nothing (an attempt with a quick retry left, a 429, a fault of
+    our own).
+    """
+    before = peak = run = 0
+    succeeded = False
+    for result in results:
+        if result is None:
+            continue
+        if result:
+            succeeded = True
+            run = 0
+        else:
+            run += 1
+            peak = max(peak, run)
+            if not succeeded:
+                before = run
+    return Tally(before=before, peak=peak, after=run, succeeded=succeeded, gone=gone)
+
+
+def count_after(count: int, results: Tally) -> int:
+    """The consecutive failures after `results`, given those before."""
+    return results.after if results.succeeded else count + results.after
+
+
+def trips(count: int, results: Tally, threshold: int) -> bool:
+    """Whether a circuit with `count` failures reaches `threshold` anywhere in `results`."""
+    return results.gone or count + results.before >= threshold or results.peak >= threshold
+
+
+def probe_delay(probes: int, first: float, most: float) -> float:
+    """Seconds until the next probe, after `probes` that failed: `first`, doubled up to `most`."""
+    return min(most, first * 2.0 ** min(probes, 64))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The results of one subscription's requests, made in one circuit epoch."""
+
+    subscription_id: uuid.UUID
+    epoch: int
+    tally: Tally
+    error: str = ""
+    failed: bool = False
+
+
+# `trips` and `count_after`, once more where twenty workers can agree on them: a row is changed
+# by one UPDATE at a time, and each sees what the one before it left. The epoch makes results of
+# requests that were sent before a trip, a reset or a change of URL or secret harmless. A success
+# of a healthy subscription is written at most once a second: a row that changes thousands of
+# times a second is all that the database would do.
+_RECORD = """
+WITH report AS MATERIALIZED (
+    SELECT * FROM unnest(
+        %(ids)s::uuid[], %(epochs)s::bigint[], %(before)s::int[], %(peak)s::int[],
+        %(after)s::int[], %(succeeded)s::bool[], %(gone)s::bool[], %(failed)s::bool[],
+        %(errors)s::text[]
+    ) AS r (id, epoch, before, peak, after, succeeded, gone, failed, error)
+),
+locked AS MATERIALIZED (
+    SELECT s.id, s.enabled AND s.circuit_epoch = r.epoch AS current,
+        r.gone OR s.consecutive_failures + r.before >= %(threshold)s
+            OR r.peak >= %(threshold)s AS trips
+    FROM subscriptions_subscription s JOIN report r ON r.id = s.id
+    WHERE s.circuit_epoch = r.epoch AND s.enabled AND (
+        r.failed OR r.gone OR s.consecutive_failures > 0 OR s.last_error <> ''
+        OR s.last_success_at IS NULL OR s.last_success_at < now() - interval '1 second'
+    )
+    ORDER BY s.id FOR NO KEY UPDATE OF s
+)
+UPDATE subscriptions_subscription s SET
+    consecutive_failures = CASE WHEN r.succeeded THEN r.after
+        ELSE s.consecutive_failures + r.after END,
+    last_success_at = CASE WHEN r.succeeded THEN now() ELSE s.last_success_at END,
+    last_failure_at = CASE WHEN r.failed THEN now() ELSE s.last_failure_at END,
+    last_error = CASE WHEN r.failed THEN r.error WHEN r.succeeded THEN '' ELSE s.last_error END,
+    enabled = NOT l.trips,
+    auto_disabled_at = CASE WHEN l.trips THEN now() END,
+    circuit_epoch = s.circuit_epoch + CASE WHEN l.trips THEN 1 ELSE 0 END,
+    probe_count = 0,
+    next_probe_at = CASE WHEN l.trips AND s.recovery = 'automatic'
+        THEN now() + %(probe_first)s * interval '1 second' END,
+    updated_at = now()
+FROM locked l JOIN report r ON r.id = l.id
+WHERE s.id = l.id AND s.enabled AND s.circuit_epoch = r.epoch
+RETURNING s.id, NOT s.enabled
+"""
+
+
+def record(reports: Sequence[Report]) -> list[uuid.UUID]:
+    """Tell the circuits what came of their requests; returns the subscriptions that tripped.
+
+    Must run in a transaction: the caller holds the deliveries of what tripped in the same one.
+    One report for each subscription.
+    """
+    reports = [report for report in reports if report.failed or report.tally != Tally()]
+    if not reports:
+        return []
+    values = conf()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _RECORD,
+            {
+                "ids": [report.subscription_id for report in reports],
+                "epochs": [report.epoch for report in reports],
+                "before": [report.tally.before for report in reports],
+                "peak": [report.tally.peak for report in reports],
+                "after": [report.tally.after for report in reports],
+                "succeeded": [report.tally.succeeded for report in reports],
+                "gone": [report.tally.gone for report in reports],
+                "failed": [report.failed for report in reports],
+                "errors": [report.error for report in reports],
+                "threshold": values.circuit_threshold,
+                "probe_first": values.probe_first,
+            },
+        )
+        tripped = [row[0] for row in cursor.fetchall() if row[1]]
+    _announce(signals.circuit_tripped, tripped)
+    return tripped
+
+
+_RESET = """
+WITH disabled AS MATERIALIZED (
+    SELECT id, auto_disabled_at IS NOT NULL AS tripped FROM subscriptions_subscription
+    WHERE id = ANY(%(ids)s::uuid[]) AND NOT enabled
+        AND (%(epoch)s::bigint IS NULL OR circuit_epoch = %(epoch)s)
+    ORDER BY id FOR NO KEY UPDATE
+)
+UPDATE subscriptions_subscription s SET
+    enabled = true, auto_disabled_at = NULL, consecutive_failures = 0, last_error = '',
+    circuit_epoch = circuit_epoch + 1, probe_count = 0, next_probe_at = NULL,
+    last_success_at = CASE WHEN %(epoch)s::bigint IS NULL THEN last_success_at ELSE now() END,
+    updated_at = now()
+FROM disabled WHERE s.id = disabled.id AND NOT s.enabled
+RETURNING s.id, disabled.tripped
+"""
+
+
+def reset(
+    subscription_ids: Iterable[uuid.UUID], *, discard_held: bool = False, epoch: int | None = None
+) -> list[uuid.UUID]:
+    """Enable disabled subscriptions, tripped or paused; returns those that this call enabled.
+
+    Clears `auto_disabled_at`, `consecutive_failures` and `last_error`. Their held deliveries
+    are sent, gently at first, or discarded. Harmless on what is enabled already; a second call
+    changes nothing. With `epoch`, only a circuit that is still in it (a probe's success).
+    """
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(_RESET, {"ids": list(subscription_ids), "epoch": epoch})
+        rows = cursor.fetchall()
+        enabled = [row[0] for row in rows]
+        if enabled:
+            signals.subscriptions_enabled.send(
+                sender=None, subscription_ids=enabled, discard_held=discard_held
+            )
+            _announce(signals.circuit_reset, [row[0] for row in rows if row[1]])
+    return enabled
+
+
+_PAUSE = """
+WITH locked AS MATERIALIZED (
+    SELECT id, enabled FROM subscriptions_subscription
+    WHERE id = ANY(%(ids)s::uuid[])
+        AND (enabled OR (%(tripped_too)s AND auto_disabled_at IS NOT NULL))
+    ORDER BY id FOR NO KEY UPDATE
+)
+UPDATE subscriptions_subscription s SET
+    enabled = false, auto_disabled_at = NULL, probe_count = 0, next_probe_at = NULL,
+    updated_at = now()
+FROM locked WHERE s.id = locked.id
+RETURNING s.id
+"""
+
+
+def pause(subscription_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
+    """Pause subscriptions, active or tripped (which ends its probes); returns what changed.
+
+    What is pending is held and goes out on resume; events published meanwhile are not kept.
+    `consecutive_failures` and `last_error` stay.
+    """
+    return _pause(subscription_ids, tripped_too=True)
+
+
+def pause_active(subscription_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
+    """`pause`, but a tripped subscription stays tripped: it is disabled already."""
+    return _pause(subscription_ids, tripped_too=False)
+
+
+def _pause(subscription_ids: Iterable[uuid.UUID], *, tripped_too: bool) -> list[uuid.UUID]:
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(_PAUSE, {"ids": list(subscription_ids), "tripped_too": tripped_too})
+        paused = [row[0] for row in cursor.fetchall()]
+        if paused:
+            signals.subscriptions_stopped.send(sender=None, subscription_ids=paused)
+    return paused
+
+
+def begin_epoch(subscription_ids: Iterable[uuid.UUID]) -> None:
+    """Make results of requests that are in flight now count for nothing."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE subscriptions_subscription SET circuit_epoch = circuit_epoch + 1 "
+            "WHERE id = ANY(%s::uuid[])",
+            [list(subscription_ids)],
+        )
+
+
+_PROBE_FAILED = """
+UPDATE subscriptions_subscription SET
+    probe_count = least(probe_count + 1, 100), last_failure_at = now(), last_error = %(error)s,
+    next_probe_at = now() + least(
+        %(most)s, %(first)s * power(2.0, least(probe_count + 1, 64))
+    ) * interval '1 second',
+    updated_at = now()
+WHERE id = %(id)s AND NOT enabled AND auto_disabled_at IS NOT NULL AND circuit_epoch = %(epoch)s
+"""
+
+
+def record_failed_probe(subscription_id: uuid.UUID, epoch: int, error: str) -> None:
+    """Keep a circuit tripped and plan its next probe (`probe_delay`)."""
+    values = conf()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _PROBE_FAILED,
+            {
+                "id": subscription_id,
+                "epoch": epoch,
+                "error": error,
+                "first": values.probe_first,
+                "most": values.probe_most,
+            },
+        )
+
+
+def _announce(signal: signals.Signal, subscription_ids: list[uuid.UUID]) -> None:
+    if subscription_ids:
+        transaction.on_commit(partial(_send, signal, subscription_ids))
+
+
+def _send(signal: signals.Signal, subscription_ids: list[uuid.UUID]) -> None:
+    from subscriptions.models import Subscription
+
+    for subscription in Subscription.objects.filter(pk__in=subscription_ids):
+        signal.send_robust(sender=Subscription, subscription=subscription)

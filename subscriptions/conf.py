@@ -1,0 +1,268 @@
+"""The one place that reads this project's own settings.
+
+`WebhookSettings.from_env()` reads the environment (prefix `WEBHOOKS_`); a wrong
+value raises `ImproperlyConfigured` with one sentence that names the variable,
+the value and what would be right. A Django project that embeds the two apps
+sets `WEBHOOKS = WebhookSettings(...)` or `WebhookSettings.from_env()`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.fernet import Fernet
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+PREFIX = "WEBHOOKS_"
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _whole(least: int, most: int = 10**12) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"a whole number from {least} to {most}") from None
+        if not least <= value <= most:
+            raise ValueError(f"a whole number from {least} to {most}")
+        return value
+
+    return parse
+
+
+def _seconds(least: float, most: float = 10**9) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise ValueError(f"a number of seconds from {least:g} to {most:g}")
+        return value
+
+    return parse
+
+
+def _delays(text: str) -> tuple[float, ...]:
+    wanted = "a comma-separated list of seconds such as 1,2,4, or empty for none"
+    try:
+        values = tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        raise ValueError(wanted) from None
+    if not all(0 <= value <= 30 * 86400 for value in values):
+        raise ValueError(f"{wanted}, each from 0 to 30 days")
+    return values
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(" or ".join(allowed))
+        return text
+
+    return parse
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise ValueError("a fraction from 0 up to 1, such as 0.2")
+    return value
+
+
+def _header_prefix(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,60}[A-Za-z0-9]", text):
+        raise ValueError("the beginning of a header name, such as X-Webhook")
+    return text
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return tuple(ipaddress.ip_network(part) for part in parts)
+    except ValueError as error:
+        raise ValueError(
+            f"a comma-separated list of networks such as 10.1.0.0/16 ({error})"
+        ) from None
+
+
+def _fernet_keys(text: str) -> tuple[str, ...]:
+    keys = tuple(part.strip() for part in text.split(",") if part.strip())
+    for number, key in enumerate(keys, 1):
+        try:
+            Fernet(key)
+        except ValueError:
+            raise ValueError(
+                "a comma-separated list of Fernet keys (32 bytes in URL-safe base64), newest "
+                f"first; key {number} is not one"
+            ) from None
+    return keys
+
+
+def _pattern_groups(text: str) -> dict[str, tuple[str, ...]]:
+    wanted = 'a JSON object of lists of topic patterns, such as {"all attacks": ["attacker.>"]}'
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        raise ValueError(wanted) from None
+    if not isinstance(value, dict) or not all(
+        name.strip()
+        and isinstance(patterns, list)
+        and patterns
+        and all(isinstance(pattern, str) for pattern in patterns)
+        for name, patterns in value.items()
+    ):
+        raise ValueError(wanted)
+    return {name: tuple(patterns) for name, patterns in value.items()}
+
+
+def _setting(default: Any, parse: Callable[[str], Any], doc: str, *, secret: bool = False) -> Any:
+    """A field with its parser (`ValueError` says what would be right) and its documentation."""
+    metadata = {"parse": parse, "doc": doc, "secret": secret}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata, repr=not secret)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebhookSettings:
+    """Every setting of the two apps. Times are in seconds unless the name says otherwise."""
+
+    circuit_threshold: int = _setting(
+        5, _whole(1, 32767), "failures in a row that trip a subscription's circuit"
+    )
+    circuit_recovery: str = _setting(
+        "automatic",
+        _one_of("automatic", "manual"),
+        "what a new subscription does once tripped: `automatic` probes it, `manual` waits for you",
+    )
+    probe_first: float = _setting(
+        300.0, _seconds(0.05), "seconds from the trip to the first probe; doubled after each"
+    )
+    probe_most: float = _setting(21600.0, _seconds(0.05), "the longest time between two probes")
+    quick_retries: tuple[float, ...] = _setting(
+        (1.0, 2.0, 4.0), _delays, "delays of the quick retries, which the circuit does not count"
+    )
+    slow_retries: tuple[float, ...] = _setting(
+        (300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0),
+        _delays,
+        "delays of the slow retries; empty: a delivery whose quick retries are spent has failed",
+    )
+    retry_jitter: float = _setting(0.2, _fraction, "each delay is spread by this share either way")
+    request_timeout: float = _setting(
+        10.0, _seconds(0.1, 300), "total seconds for one request, from DNS to the last body byte"
+    )
+    max_payload_bytes: int = _setting(
+        262144, _whole(256, 64 * 2**20), "the largest body that `publish` accepts, in bytes"
+    )
+    header_prefix: str = _setting(
+        "X-Webhook", _header_prefix, "what the plain headers' names begin with"
+    )
+    allowed_networks: tuple[Network, ...] = _setting(
+        (),
+        _networks,
+        "networks (CIDR) that the destination guard lets through although they are not public",
+    )
+    secret_keys: tuple[str, ...] = _setting(
+        (), _fernet_keys, "Fernet keys that encrypt signing secrets, newest first", secret=True
+    )
+    secret_overlap: float = _setting(
+        86400.0, _seconds(0), "how long the old signing secret stays valid after a rotation"
+    )
+    fanout_chunk: int = _setting(
+        100, _whole(1, 10000), "an event that matches more subscriptions wakes this many a message"
+    )
+    max_in_flight: int = _setting(
+        10, _whole(1, 1000), "requests in flight to one subscription, unless it says otherwise"
+    )
+    time_slice: float = _setting(
+        5.0, _seconds(0.1, 300), "how long one task serves a subscription before it queues again"
+    )
+    claim_batch: int = _setting(
+        200, _whole(1, 10000), "deliveries of one subscription that are claimed at once, at most"
+    )
+    sweep_interval: float = _setting(
+        5.0, _seconds(0.1, 3600), "seconds between two sweeps for due work that has no wake-up"
+    )
+    dns_cache: float = _setting(
+        30.0, _seconds(0, 3600), "how long a resolved host name is reused"
+    )
+    ca_file: str = _setting(
+        "", str, "certificate authorities (PEM) to trust instead of the bundle of certifi"
+    )
+    hold_days: float = _setting(
+        7.0, _seconds(0.0001), "days after which a held delivery expires and is discarded"
+    )
+    keep_succeeded_days: float = _setting(
+        30.0, _seconds(0.0001), "days that succeeded deliveries are kept"
+    )
+    keep_failed_days: float = _setting(
+        90.0, _seconds(0.0001), "days that failed and discarded deliveries are kept"
+    )
+    topic_groups: dict[str, tuple[str, ...]] = _setting(
+        {}, _pattern_groups, "names for groups of topic patterns, as JSON"
+    )
+
+    @property
+    def lease(self) -> float:
+        """Seconds that a claim is good for: a time slice, one last request, and room to settle."""
+        return self.time_slice + self.request_timeout + 10
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> WebhookSettings:
+        """Read `WEBHOOKS_*` from `environ` (default: the process's own environment).
+
+        Raises `ImproperlyConfigured` for a wrong value and for a `WEBHOOKS_` variable
+        that no setting answers to: a misspelt setting must not be ignored in silence.
+        """
+        environ = os.environ if environ is None else environ
+        known = {PREFIX + field.name.upper(): field for field in dataclasses.fields(cls)}
+        values = {}
+        for name, text in environ.items():
+            if not name.startswith(PREFIX) or name in PROCESS_VARIABLES:
+                continue
+            if name not in known:
+                raise ImproperlyConfigured(
+                    f"{name} is not a setting. The settings are: {', '.join(sorted(known))}."
+                )
+            field = known[name]
+            try:
+                values[field.name] = field.metadata["parse"](text)
+            except ValueError as error:
+                shown = "set" if field.metadata["secret"] else repr(text[:80])
+                raise ImproperlyConfigured(f"{name} is {shown}; it must be {error}.") from None
+        return cls(**values)
+
+
+# Variables with the same prefix that tell one process how to run; not settings of the apps.
+PROCESS_VARIABLES = {
+    "WEBHOOKS_LOCAL_DIR",
+    "WEBHOOKS_READY_FILE",
+    "WEBHOOKS_DEBUG",
+    "WEBHOOKS_ALLOWED_HOSTS",
+    "WEBHOOKS_LOG_LEVEL",
+}
+
+
+def conf() -> WebhookSettings:
+    """The settings in force: `settings.WEBHOOKS`, or the environment's."""
+    value = getattr(settings, "WEBHOOKS", None)
+    if isinstance(value, WebhookSettings):
+        return value
+    if value is None:
+        settings.WEBHOOKS = WebhookSettings.from_env()
+        return settings.WEBHOOKS  # type: ignore[no-any-return]
+    raise ImproperlyConfigured("settings.WEBHOOKS must be a subscriptions.conf.WebhookSettings.")

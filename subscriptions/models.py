@@ -1,0 +1,336 @@
+"""Subscriptions, their signing secrets, and what the topic index is made fresh by."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models, transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from subscriptions import crypto, signing_secrets
+from subscriptions.conf import conf
+from subscriptions.ids import uuid7
+from subscriptions.validators import (
+    validate_destination,
+    validate_headers,
+    validate_name,
+    validate_patterns,
+)
+
+
+def _default_max_in_flight() -> int:
+    return conf().max_in_flight
+
+
+def _default_recovery() -> str:
+    return conf().circuit_recovery
+
+
+# Fields that the circuit writes. An instance that never read them does not write them either.
+_CIRCUIT_FIELDS = {
+    "enabled",
+    "auto_disabled_at",
+    "consecutive_failures",
+    "last_success_at",
+    "last_failure_at",
+    "last_error",
+    "circuit_epoch",
+    "probe_count",
+    "next_probe_at",
+}
+
+
+class SubscriptionQuerySet(models.QuerySet["Subscription"]):
+    def active(self) -> SubscriptionQuerySet:
+        return self.filter(enabled=True)
+
+    def paused(self) -> SubscriptionQuerySet:
+        return self.filter(enabled=False, auto_disabled_at=None)
+
+    def tripped(self) -> SubscriptionQuerySet:
+        return self.filter(enabled=False, auto_disabled_at__isnull=False)
+
+
+class Subscription(models.Model):
+    """A receiver's URL, the topic patterns it wants, and the state of its circuit.
+
+    `save()` writes only the fields that this instance changed, so that a form that was open
+    while the circuit tripped cannot overwrite the trip. Changing `enabled`, in either
+    direction, goes through `subscriptions.circuit`: enabling is a reset. Changing `url` (or a
+    secret) begins a new circuit epoch: results of older requests then count for nothing.
+    """
+
+    class Recovery(models.TextChoices):
+        AUTOMATIC = "automatic", "automatic: probe it, and enable it once it answers"
+        MANUAL = "manual", "manual: wait for an operator"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    name = models.CharField(
+        max_length=200,
+        unique=True,
+        validators=[validate_name],
+        help_text="A name for operators and commands.",
+    )
+    url = models.CharField(
+        "URL",
+        max_length=2000,
+        validators=[validate_destination],
+        help_text="Where events are sent, by POST: an http or https address.",
+    )
+    topic_patterns = models.JSONField(
+        default=list,
+        validators=[validate_patterns],
+        help_text='A list such as ["order.*", "attacker.>"]: `*` is one token, `>` the rest.',
+    )
+    headers = models.JSONField(
+        default=dict,
+        blank=True,
+        validators=[validate_headers],
+        help_text="Headers to add to each request, as a JSON object.",
+    )
+    max_in_flight = models.PositiveSmallIntegerField(
+        default=_default_max_in_flight,
+        validators=[MinValueValidator(1), MaxValueValidator(1000)],
+        help_text="Requests in flight at a time, at most.",
+    )
+    recovery = models.CharField(
+        max_length=10, choices=Recovery.choices, default=_default_recovery
+    )
+
+    enabled = models.BooleanField(
+        default=True, help_text="Off: paused by you, or tripped (then it has a trip time)."
+    )
+    auto_disabled_at = models.DateTimeField("tripped at", null=True, blank=True, editable=False)
+    consecutive_failures = models.PositiveIntegerField(default=0, editable=False)
+    last_success_at = models.DateTimeField(null=True, blank=True, editable=False)
+    last_failure_at = models.DateTimeField(null=True, blank=True, editable=False)
+    last_error = models.TextField(blank=True, default="", editable=False)
+    circuit_epoch = models.BigIntegerField(default=0, editable=False)
+    probe_count = models.PositiveSmallIntegerField(default=0, editable=False)
+    next_probe_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects = SubscriptionQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["name"]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                name="subscription_enabled_is_not_tripped",
+                condition=Q(enabled=False) | Q(auto_disabled_at=None),
+            ),
+        ]
+        indexes: ClassVar = [
+            # The sweep asks every few seconds which tripped circuits are due for a probe.
+            models.Index(
+                fields=["next_probe_at"],
+                name="subscription_probe_due",
+                condition=Q(next_probe_at__isnull=False),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def state(self) -> str:
+        """`"active"`, `"paused"` or `"tripped"`."""
+        if self.enabled:
+            return "active"
+        return "paused" if self.auto_disabled_at is None else "tripped"
+
+    # What the row held when this instance last read or wrote it, by field name.
+    _loaded: dict[str, Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._loaded = {}
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def from_db(cls, db: Any, field_names: Any, values: Any) -> Subscription:
+        instance = super().from_db(db, field_names, values)
+        instance._remember()
+        return instance
+
+    def refresh_from_db(
+        self, using: str | None = None, fields: Iterable[str] | None = None, **kwargs: Any
+    ) -> None:
+        fields = None if fields is None else list(fields)
+        super().refresh_from_db(using=using, fields=fields, **kwargs)
+        self._remember(fields)
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Write what changed; see the class. Raises nothing that `Model.save` does not."""
+        from subscriptions import circuit
+
+        if self._state.adding:
+            super().save(*args, **kwargs)
+            self._remember()
+            return
+        named = kwargs.pop("update_fields", None)
+        fields = self._changed_fields() if named is None else set(named)
+        re_pointed = "url" in fields and self.url != self._loaded.get("url")
+        with transaction.atomic():
+            if "enabled" in fields and not self.enabled:
+                circuit.pause_active([self.pk])
+            if written := fields - {"enabled"}:
+                super().save(*args, update_fields=written | {"updated_at"}, **kwargs)
+            if re_pointed:
+                circuit.begin_epoch([self.pk])
+            if "enabled" in fields and self.enabled:
+                circuit.reset([self.pk])
+            if re_pointed or "enabled" in fields:
+                self.refresh_from_db()
+        self._remember()
+
+    def _current(self) -> dict[str, Any]:
+        deferred = self.get_deferred_fields()
+        return {
+            field.attname: getattr(self, field.attname)
+            for field in self._meta.concrete_fields
+            if field.attname not in deferred
+        }
+
+    def _changed_fields(self) -> set[str]:
+        return {
+            name
+            for name, value in self._current().items()
+            if (name not in _CIRCUIT_FIELDS if name not in self._loaded else value != self._loaded[name])
+        }
+
+    def _remember(self, fields: Iterable[str] | None = None) -> None:
+        current = self._current()
+        for name in current if fields is None else fields:
+            value = current[name]
+            # Lists and dicts may be changed in place: remember a copy, not the same object.
+            self._loaded[name] = value.copy() if isinstance(value, list | dict) else value
+
+    def add_secret(self, secret: str | None = None) -> str:
+        """Add a signing secret, generated unless given, and return it: the only time it is shown.
+
+        Raises `InvalidSecret` for a text that is no secret.
+        """
+        return self._store_secret(secret)
+
+    def rotate_secret(self, secret: str | None = None, *, overlap: float | None = None) -> str:
+        """Add a new secret and let the others end after `overlap` seconds (default: the setting).
+
+        Until then every request carries a signature by each, so that the receiver can change
+        over at any moment between.
+        """
+        seconds = conf().secret_overlap if overlap is None else overlap
+        return self._store_secret(secret, end_others_at=timezone.now() + timedelta(seconds=seconds))
+
+    def _store_secret(self, secret: str | None, end_others_at: datetime | None = None) -> str:
+        from subscriptions import circuit
+
+        text = signing_secrets.generate() if secret is None else signing_secrets.parse(secret)
+        token = crypto.encrypt(text.encode())
+        with transaction.atomic():
+            if end_others_at is not None:
+                self.secrets.live().filter(
+                    Q(expires_at=None) | Q(expires_at__gt=end_others_at)
+                ).update(expires_at=end_others_at)
+            self.secrets.create(ciphertext=token)
+            circuit.begin_epoch([self.pk])
+            self.refresh_from_db(fields=["circuit_epoch"])
+        return text
+
+
+class SigningSecretQuerySet(models.QuerySet["SigningSecret"]):
+    def live(self) -> SigningSecretQuerySet:
+        return self.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now()))
+
+
+class SigningSecret(models.Model):
+    """One signing secret of a subscription, encrypted. Several may be live at once."""
+
+    subscription = models.ForeignKey(
+        Subscription, on_delete=models.CASCADE, related_name="secrets"
+    )
+    ciphertext = models.TextField(editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField(null=True, blank=True)
+
+    objects = SigningSecretQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "-id"]
+
+    def __str__(self) -> str:
+        return f"secret {self.pk}"
+
+
+class TopicIndexVersion(models.Model):
+    """The one row that says whether a process's topic index is fresh.
+
+    Triggers bump it in the transaction that changes any subscription's patterns
+    (`subscriptions/migrations/0002_topic_index.py`); `subscriptions.index` reads it.
+    """
+
+    id = models.SmallIntegerField(primary_key=True, default=1)
+    version = models.BigIntegerField()
+    transaction = models.BigIntegerField()
+
+
+class TopicIndexChange(models.Model):
+    """Which subscription changed at which version; no subscription: all of them."""
+
+    version = models.BigIntegerField(db_index=True)
+    subscription_id = models.UUIDField(null=True)
+
+
+def create_subscription(
+    *,
+    name: str,
+    url: str,
+    topic_patterns: Iterable[str],
+    secret: str | None = None,
+    **fields: Any,
+) -> tuple[Subscription, str]:
+    """Create a validated subscription and its first secret; returns both.
+
+    The secret is generated unless given, and is not to be had again. Raises
+    `ValidationError` (with a message for each field) and `InvalidSecret`; then nothing is
+    created.
+    """
+    subscription = Subscription(
+        name=name, url=url, topic_patterns=list(topic_patterns), **fields
+    )
+    subscription.full_clean()
+    with transaction.atomic():
+        subscription.save()
+        return subscription, subscription.add_secret(secret)
+
+
+def find_subscription(name_or_id: str) -> Subscription:
+    """The subscription of that name, or of that id. Raises `Subscription.DoesNotExist`."""
+    found = Subscription.objects.filter(name=name_or_id).first()
+    if found is not None:
+        return found
+    try:
+        return Subscription.objects.get(pk=uuid.UUID(name_or_id))
+    except (ValueError, Subscription.DoesNotExist):
+        raise Subscription.DoesNotExist(
+            f"No subscription has the name or id {name_or_id[:100]!r}; "
+            "`manage.py subscriptions` lists them."
+        ) from None
+
+
+__all__ = [
+    "SigningSecret",
+    "Subscription",
+    "TopicIndexChange",
+    "TopicIndexVersion",
+    "ValidationError",
+    "create_subscription",
+    "find_subscription",
+]

@@ -1,0 +1,19 @@
+"""Signals of the circuit.
+
+`circuit_tripped` and `circuit_reset` are sent once for each change, after its commit, with
+`sender=Subscription` and `subscription` (a fresh instance). A receiver that raises is logged
+and stops neither the others nor the sending. A process that dies between the commit and the
+signal sends none: what must not be missed belongs in the tables.
+
+The other two are the project's own and run inside the transaction that makes the change, so
+that deliveries follow their subscription's state or neither changes.
+"""
+
+from django.dispatch import Signal
+
+circuit_tripped = Signal()
+circuit_reset = Signal()
+
+# Arguments: subscription_ids (a list of UUIDs); enabling also has discard_held (a bool).
+subscriptions_stopped = Signal()
+subscriptions_enabled = Signal()

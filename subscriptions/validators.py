@@ -1,0 +1,107 @@
+"""Field validators. Each raises `ValidationError` with a sentence that says what to do."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from django.core.exceptions import ValidationError
+
+from subscriptions.destinations import DestinationRefused, check_url
+from subscriptions.topics import InvalidPattern, validate_pattern
+
+MOST_PATTERNS = 1000
+MOST_HEADERS = 50
+MOST_HEADER_BYTES = 8192
+
+# A header name is a token (RFC 9110, section 5.6.2); a value is visible ASCII, spaces and tabs
+# (section 5.5; obsolete octets above 0x7F are left out, because receivers disagree on them).
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?|")
+
+# What the sender itself sets, and what would change how the message is framed or routed
+# (RFC 9110, section 7.6.1; RFC 9112, section 6).
+RESERVED_HEADERS = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "cookie",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+    }
+)
+
+
+def validate_name(value: str) -> None:
+    if value != value.strip() or not value.isprintable():
+        raise ValidationError(
+            f"The name {value[:100]!r} begins or ends with a space, or has characters that do "
+            "not print; leave them out."
+        )
+
+
+def validate_destination(value: str) -> None:
+    try:
+        check_url(value)
+    except DestinationRefused as error:
+        raise ValidationError(str(error)) from None
+
+
+def validate_patterns(value: Any) -> None:
+    if not isinstance(value, list) or not value:
+        raise ValidationError(
+            'Topic patterns are a list of at least one pattern, such as ["order.*"].'
+        )
+    if len(value) > MOST_PATTERNS:
+        raise ValidationError(
+            f"{len(value)} topic patterns are too many; {MOST_PATTERNS} is the most."
+        )
+    errors = []
+    for pattern in value:
+        try:
+            validate_pattern(pattern)
+        except InvalidPattern as error:
+            errors.append(str(error))
+    if errors:
+        raise ValidationError(errors)
+
+
+def validate_headers(value: Any) -> None:
+    from subscriptions.conf import conf
+
+    if not isinstance(value, dict) or not all(
+        isinstance(part, str) for item in value.items() for part in item
+    ):
+        raise ValidationError('Headers are a JSON object of texts, such as {"X-Team": "blue"}.')
+    if len(value) > MOST_HEADERS:
+        raise ValidationError(f"{len(value)} headers are too many; {MOST_HEADERS} is the most.")
+    prefix = conf().header_prefix.lower() + "-"
+    seen: set[str] = set()
+    for name, text in value.items():
+        lower = name.lower()
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValidationError(
+                f"{name[:100]!r} is no header name; use letters, digits and hyphens."
+            )
+        if lower in RESERVED_HEADERS or lower.startswith(("webhook-", prefix)):
+            raise ValidationError(f"The header {name} is set by the sender; leave it out.")
+        if lower in seen:
+            raise ValidationError(f"The header {name} is there twice; header names ignore case.")
+        seen.add(lower)
+        if len(text) > MOST_HEADER_BYTES or not _HEADER_VALUE.fullmatch(text):
+            raise ValidationError(
+                f"The value of the header {name} is not one line of printable ASCII of at most "
+                f"{MOST_HEADER_BYTES} characters without spaces at its ends."
+            )

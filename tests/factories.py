@@ -1,0 +1,38 @@
+"""Rows for tests."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from deliveries.models import Delivery
+from subscriptions.models import Subscription, create_subscription
+
+_numbers = itertools.count(1)
+
+
+def make_subscription(**fields: Any) -> Subscription:
+    """A valid subscription with a secret; its URL is never dialled unless the test serves it."""
+    return make_subscription_with_secret(**fields)[0]
+
+
+def make_subscription_with_secret(**fields: Any) -> tuple[Subscription, str]:
+    number = next(_numbers)
+    return create_subscription(
+        **{
+            "name": f"receiver {number}",
+            "url": f"https://receiver-{number}.example.com/hook",
+            "topic_patterns": ["test.>"],
+            **fields,
+        }
+    )
+
+
+def statuses(subscription: Subscription) -> dict[str, int]:
+    """How many deliveries of the subscription there are in each status."""
+    found: dict[str, int] = {}
+    for status in Delivery.objects.filter(subscription=subscription).values_list(
+        "status", flat=True
+    ):
+        found[status] = found.get(status, 0) + 1
+    return found

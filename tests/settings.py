@@ -1,0 +1,18 @@
+"""The project's settings, on engines of the tests' own and free of the developer's environment."""
+
+import os
+from pathlib import Path
+
+for _name in [name for name in os.environ if name.startswith("WEBHOOKS_")]:
+    if _name != "WEBHOOKS_LOCAL_DIR":
+        del os.environ[_name]
+os.environ.setdefault(
+    "WEBHOOKS_LOCAL_DIR", str(Path(__file__).resolve().parent.parent / ".local" / "test")
+)
+
+from webhooks_project.settings import *  # noqa: E402, F403
+from webhooks_project.settings import DATABASES  # noqa: E402
+
+# Room for tests that race fifty threads; a web process has a smaller pool.
+DATABASES["default"]["OPTIONS"]["pool"]["max_size"] = 64
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

@@ -1,0 +1,51 @@
+"""Celery's own settings, with the reason for each."""
+
+from django.conf import settings
+
+from deliveries.queues import DELIVER, MAINTENANCE
+
+broker_url = settings.CELERY_BROKER_URL
+# The first connection of a worker or beat may come before the broker is up; wait for it.
+broker_connection_retry_on_startup = True
+# A publisher never waits for a broker that is gone: the rows are committed, the sweep finds them.
+broker_connection_timeout = 0.5
+broker_transport_options = {
+    "socket_connect_timeout": 0.5,
+    "socket_timeout": 0.5,
+    "socket_keepalive": True,
+    "max_retries": 0,
+    "retry_on_timeout": False,
+}
+task_publish_retry = False
+
+# The row is the work: nobody waits for a result, and a lost message costs one sweep.
+task_ignore_result = True
+task_store_errors_even_if_ignored = False
+task_acks_late = False
+task_serializer = "json"
+accept_content = ["json"]
+
+task_default_queue = MAINTENANCE
+task_create_missing_queues = True
+task_routes = {"deliveries.tasks.deliver": {"queue": DELIVER}}
+# One message ahead for each thread: what one worker holds back, another cannot take.
+worker_prefetch_multiplier = 1
+worker_hijack_root_logger = False
+worker_send_task_events = False
+timezone = "UTC"
+enable_utc = True
+
+beat_scheduler = "django_celery_beat.schedulers:DatabaseScheduler"
+beat_max_loop_interval = 1
+beat_schedule = {
+    "webhooks: sweep": {
+        "task": "deliveries.tasks.sweep",
+        "schedule": settings.WEBHOOKS.sweep_interval,
+        "options": {"queue": MAINTENANCE, "expires": max(10, 2 * settings.WEBHOOKS.sweep_interval)},
+    },
+    "webhooks: housekeeping": {
+        "task": "deliveries.tasks.housekeeping",
+        "schedule": 600.0,
+        "options": {"queue": MAINTENANCE, "expires": 600},
+    },
+}

@@ -1,0 +1,83 @@
+"""The programs that make up a running installation: web, workers, beat."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+from webhooks_project.supervisor import Program
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+DELIVER_QUEUES = "deliver,maintenance"
+RECOVER_QUEUE = "recover"
+
+WEB_PROCESSES = 2
+WEB_THREADS = 8
+
+
+def web(listener: socket.socket) -> Program:
+    """gunicorn on a socket that is bound already, so that nobody can take the port meanwhile."""
+    return Program(
+        name="web",
+        command=[
+            *(sys.executable, "-m", "gunicorn", "webhooks_project.wsgi:application"),
+            *("--bind", f"fd://{listener.fileno()}"),
+            *("--worker-class", "gthread"),
+            *("--workers", str(WEB_PROCESSES), "--threads", str(WEB_THREADS)),
+            *("--log-level", "warning"),
+        ],
+        ready_url=f"{web_url(listener)}healthz",
+        pass_fds=[listener.fileno()],
+        cwd=CHECKOUT,
+    )
+
+
+def web_url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - only compared
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def worker(name: str, queues: str, threads: int, ready_directory: Path) -> Program:
+    """A Celery worker with a thread for each delivery that may wait for a receiver."""
+    return Program(
+        name=name,
+        command=[
+            *(sys.executable, "-m", "celery", "-A", "webhooks_project", "worker"),
+            *("--pool", "threads", "--concurrency", str(threads)),
+            *("--queues", queues, "-n", f"{name}@%h"),
+            # What workers tell each other is of no use here, and costs a second at the start.
+            *("--without-mingle", "--without-gossip"),
+        ],
+        env={"WEBHOOKS_READY_FILE": str(ready_directory / name)},
+        ready_file=ready_directory / name,
+        cwd=CHECKOUT,
+    )
+
+
+def beat(ready_directory: Path) -> Program:
+    return Program(
+        name="beat",
+        command=[
+            *(sys.executable, "-m", "celery", "-A", "webhooks_project", "beat"),
+            *("--scheduler", "django_celery_beat.schedulers:DatabaseScheduler"),
+            "--pidfile=",  # a second beat is harmless: the sweep claims its rows
+        ],
+        env={"WEBHOOKS_READY_FILE": str(ready_directory / "beat")},
+        ready_file=ready_directory / "beat",
+        cwd=CHECKOUT,
+    )
+
+
+def installation(
+    listener: socket.socket, ready_directory: Path, *, workers: int, threads: int
+) -> list[Program]:
+    """Everything: the web on `listener`, so many deliver workers, one recover worker, beat."""
+    names = ["deliver"] if workers == 1 else [f"deliver{n}" for n in range(1, workers + 1)]
+    return [
+        web(listener),
+        *(worker(name, DELIVER_QUEUES, threads, ready_directory) for name in names),
+        worker("recover", RECOVER_QUEUE, threads, ready_directory),
+        beat(ready_directory),
+    ]

@@ -1,0 +1,133 @@
+"""Django settings. Everything that differs between installations comes from the environment.
+
+`.env.example` documents each variable; a `.env` file beside `manage.py` is read too (the
+process's own environment wins). With `DATABASE_URL` or `REDIS_URL` unset, that engine runs
+embedded under `.local/`; nothing is started until something connects.
+"""
+
+import os
+from pathlib import Path
+
+import dj_database_url
+from django.core.exceptions import ImproperlyConfigured
+from dotenv import load_dotenv
+
+from subscriptions.conf import WebhookSettings
+from webhooks_project import engines
+from webhooks_project.keys import local_keys
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+load_dotenv(BASE_DIR / ".env")
+
+
+def _flag(name: str) -> bool:
+    text = os.environ.get(name, "").strip().lower()
+    if text not in {"", "0", "1", "true", "false", "yes", "no"}:
+        raise ImproperlyConfigured(f"{name} is {text!r}; it must be 1 or 0.")
+    return text in {"1", "true", "yes"}
+
+
+# A checkout that runs on embedded engines is a development machine: it may make its own keys.
+# With a database of your own, a missing key stops the start instead.
+if engines.embedded_database():
+    for _name, _value in local_keys().items():
+        os.environ.setdefault(_name, _value)
+
+SECRET_KEY = os.environ.get("SECRET_KEY", "")
+if not SECRET_KEY:
+    raise ImproperlyConfigured(
+        "SECRET_KEY is not set. Set it to a long random text, for example the output of "
+        '`python -c "import secrets; print(secrets.token_urlsafe(50))"`.'
+    )
+DEBUG = _flag("WEBHOOKS_DEBUG")
+ALLOWED_HOSTS = [
+    host.strip()
+    for host in os.environ.get("WEBHOOKS_ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]").split(",")
+    if host.strip()
+]
+
+WEBHOOKS = WebhookSettings.from_env()
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "django_celery_beat",
+    "subscriptions",
+    "deliveries",
+    "webhooks_project",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "webhooks_project.urls"
+WSGI_APPLICATION = "webhooks_project.wsgi.application"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+if engines.embedded_database():
+    DATABASES = {"default": engines.database_params()}
+else:
+    DATABASES = {"default": dj_database_url.config(env="DATABASE_URL")}
+    if DATABASES["default"].get("ENGINE") != "django.db.backends.postgresql":
+        raise ImproperlyConfigured(
+            "DATABASE_URL must be a postgresql:// address: PostgreSQL is the queue of record."
+        )
+# A web process answers from a few threads: a small pool spares it a new connection a request.
+DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
+    "min_size": 0,
+    "max_size": 16,
+    "timeout": 10,
+}
+
+# Redis or Valkey: the wake-up flags, and the broker unless CELERY_BROKER_URL names another.
+REDIS_URL = os.environ.get("REDIS_URL") or engines.redis_url()
+CELERY_BROKER_URL = (
+    os.environ.get("CELERY_BROKER_URL") or os.environ.get("REDIS_URL") or engines.broker_url()
+)
+
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en-us"
+
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / ".local" / "static"
+WHITENOISE_USE_FINDERS = True
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {
+        "handlers": ["stderr"],
+        "level": os.environ.get("WEBHOOKS_LOG_LEVEL", "INFO").upper(),
+    },
+}
