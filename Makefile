@@ -1,11 +1,11 @@
-# Needs only Python 3.11 or newer and make. `make PYTHON=python3.12 test` picks another Python.
+# Needs only Python 3.11 or newer and make. `make PYTHON=python3.12 test` picks one of several.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
-PYTHON ?= python3
+PYTHON ?=
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
@@ -39,7 +39,7 @@ bench-compare: venv ## Measure against other ways to do the same
 	@$(BIN)/python benchmarks/compare.py $(ARGS)
 
 clean: ## Remove what was installed and made here, the embedded database too
-	@$(PYTHON) tools/clean.py
+	@$(or $(PYTHON),python3) tools/clean.py
 
 venv:
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash tools/setup.sh

@@ -228,6 +228,6 @@ def _step(path: str, key: object) -> str:
 
 def _short(value: object) -> str:
     if isinstance(value, str) and len(value) > 60:
-        return ascii(value[:60]) + "…"
-    text = ascii(value)
+        return repr(value[:60]) + "…"
+    text = repr(value)
     return text if len(text) <= 80 else text[:80] + "…"

@@ -7,6 +7,7 @@ lease. All leases are by the database's clock. A claim for many subscriptions is
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -238,7 +239,7 @@ class _Row(NamedTuple):
     rest: float | None
     name: str
     url: str
-    headers: dict[str, str]
+    headers: str
     epoch: int
     max_in_flight: int
     enabled: bool
@@ -257,7 +258,7 @@ def _lane(row: _Row, decrypt: Callable[[str], str]) -> ClaimedLane:
         subscription_id=row.subscription_id,
         name=row.name,
         url=row.url,
-        headers=row.headers,
+        headers=json.loads(row.headers),
         epoch=row.epoch,
         secrets=secrets,
         unsendable=unsendable,

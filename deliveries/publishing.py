@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -28,7 +28,7 @@ class EventConflict(ValueError):
 
 class _Required(TypedDict):
     topic: str
-    payload: Mapping[str, Any]
+    payload: dict[str, Any]
 
 
 class NewEvent(_Required, total=False):
@@ -40,7 +40,7 @@ class NewEvent(_Required, total=False):
 
 def publish(
     topic: str,
-    payload: Mapping[str, Any],
+    payload: dict[str, Any],
     *,
     event_type: str = "",
     event_id: str | None = None,
@@ -86,7 +86,7 @@ class _Draft:
     id: str
     topic: str
     type: str
-    payload: Mapping[str, Any]
+    payload: dict[str, Any]
     body: bytes
     created_at: datetime
 

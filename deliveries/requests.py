@@ -106,3 +106,16 @@ def unsendable(reason: str) -> Judged:
     return Judged(
         Outcome(Verdict.FINAL, excused=True, own_fault=True), UNSENDABLE, error=reason
     )
+
+
+def broken(error: Exception) -> Judged:
+    """The result of a delivery that ran into a mistake of our own code.
+
+    It is tried again on schedule, because the mistake may be mended by then, and the receiver
+    is not blamed.
+    """
+    return Judged(
+        Outcome(Verdict.RETRY, excused=True),
+        "internal",
+        error=f"an error of the sender itself ({type(error).__name__}); its log has the details",
+    )

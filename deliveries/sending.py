@@ -28,7 +28,7 @@ from deliveries.bodies import EventBodies
 from deliveries.claims import Claim, ClaimedDelivery, ClaimedLane, claim
 from deliveries.policy import Next, Outcome, Schedule, Verdict, decide
 from deliveries.queues import DELIVER, RECOVER
-from deliveries.requests import Judged, judge_response, prepare, unsendable
+from deliveries.requests import Judged, broken, judge_response, prepare, unsendable
 from deliveries.settling import LaneEnd, Result, settle
 from deliveries.stages import Stage
 from deliveries.transport import Result as Answer
@@ -203,8 +203,9 @@ class Sender:
         lane = end.lane
         if tripped:
             return
-        if left.retry_in is not None and left.retry_in <= SOON:
-            wakeups.wake_later([lane.subscription_id], left.retry_in + COUNTDOWN_SLACK)
+        for seconds in left.wake_in:
+            if seconds <= SOON:
+                wakeups.wake_later([lane.subscription_id], seconds + COUNTDOWN_SLACK)
         if end.rest > 0 or not (wake_again or end.unsent or lane.more):
             return
         failing = end.failures > 0
@@ -218,11 +219,11 @@ class Sender:
 
 @dataclass(slots=True)
 class LaneExit:
-    """A lane that is left. `retry_in`: seconds until the first of its retries is due."""
+    """A lane that is left. `wake_in`: seconds until it is worth looking at again."""
 
     run: Run
     end: LaneEnd
-    retry_in: float | None
+    wake_in: list[float]
 
 
 class Lane:
@@ -309,14 +310,14 @@ class Lane:
             )
         except Exception as error:
             logger.exception("delivery %d could not be sent", delivery.id)
-            self._answered(delivery, started, unsendable(f"{type(error).__name__}: see the log"))
+            self._answered(delivery, started, broken(error))
 
     def _on_answer(self, delivery: ClaimedDelivery, started: datetime, answer: Answer) -> None:
         try:
             judged = judge_response(answer)
         except Exception as error:
             logger.exception("the answer to delivery %d could not be read", delivery.id)
-            judged = unsendable(f"{type(error).__name__}: see the log")
+            judged = broken(error)
         self._answered(delivery, started, judged)
         self._advance()
 
@@ -385,10 +386,11 @@ class Lane:
             rest=self._rest,
             retrying_id=self._retrying[1] if self._retrying else None,
         )
-        retry_in = min(self._retries, default=None)
-        if self._rest > 0:
-            retry_in = self._rest if retry_in is None else max(self._rest, retry_in)
-        self._sender.settle(LaneExit(self._run, end, retry_in))
+        # At the end of the rest whatever is due goes out; a retry that is due later than that
+        # may have nobody else to announce it.
+        wake_in = [self._rest] if self._rest > 0 else []
+        later = [delay for delay in self._retries if delay > self._rest]
+        self._sender.settle(LaneExit(self._run, end, wake_in + sorted(later)[:1]))
 
 
 @lru_cache(maxsize=10_000)

@@ -30,6 +30,14 @@ class DestinationRefused(ValueError):
     """This URL or address is not one that we send to. The text is a sentence for operators."""
 
 
+class MalformedURL(DestinationRefused):
+    """This is not a URL that we can read in one way only."""
+
+
+class UnsupportedScheme(MalformedURL):
+    """A URL, but neither http nor https."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A network that is refused: `what` it is, and the `source` that says so."""
@@ -208,7 +216,8 @@ def check_url(url: str, allowed: Sequence[Network] | None = None) -> str:
     """The normalised spelling of `url`, if it is one that we would send to.
 
     Judged are the syntax and a literal address. A host name is not resolved: what it means
-    is judged whenever a request is sent. Raises `DestinationRefused`.
+    is judged whenever a request is sent. Raises `DestinationRefused`, and its subclass
+    `MalformedURL` if the URL itself is at fault.
     """
     return parse_url(url, allowed).url
 
@@ -227,41 +236,39 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def parse_url(url: str, allowed: Sequence[Network] | None = None) -> Destination:
-    """Take `url` apart and judge it as `check_url` does. Raises `DestinationRefused`."""
+    """Take `url` apart and judge it as `check_url` does. Raises as it does."""
     if allowed is None:
         allowed = conf().allowed_networks
     shown = _shown(url)
     if len(url) > MOST_URL_CHARACTERS:
-        raise DestinationRefused(
+        raise MalformedURL(
             f"The URL has {len(url)} characters; at most {MOST_URL_CHARACTERS} are accepted."
         )
     if any(character.isspace() or not character.isprintable() for character in url):
-        raise DestinationRefused(
+        raise MalformedURL(
             f"The URL {shown} contains white space or a character that does not print; remove it."
         )
     if "\\" in url:
-        raise DestinationRefused(f"The URL {shown} contains a backslash; write / or %5C.")
+        raise MalformedURL(f"The URL {shown} contains a backslash; write / or %5C.")
     if "#" in url:
-        raise DestinationRefused(
-            f"The URL {shown} has a fragment (#…), which is never sent; remove it."
-        )
+        raise MalformedURL(f"The URL {shown} has a fragment (#…), which is never sent; remove it.")
     match = _URL.fullmatch(url)
     if match is None:
-        raise DestinationRefused(
+        raise MalformedURL(
             f"{shown} is not a full URL; write one such as https://example.com/webhook."
         )
     scheme = match["scheme"].lower()
     if scheme not in _DEFAULT_PORTS:
-        raise DestinationRefused(f"The URL {shown} begins with {scheme}:; use https or http.")
+        raise UnsupportedScheme(f"The URL {shown} begins with {scheme}:; use https or http.")
     authority = match["authority"]
     if "@" in authority:
         # Not shown: what stands before the @ is a password.
-        raise DestinationRefused(
+        raise MalformedURL(
             "The URL contains a user name or password (…@); remove it and use a header instead."
         )
     parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
-        raise DestinationRefused(f"The URL {shown} has no valid host; check what follows ://.")
+        raise MalformedURL(f"The URL {shown} has no valid host; check what follows ://.")
     port = _port(parts["port"], scheme, shown)
     host, address = (
         _ipv6_host(parts["ipv6"], shown)
@@ -274,7 +281,7 @@ def parse_url(url: str, allowed: Sequence[Network] | None = None) -> Destination
             raise DestinationRefused(f"The host of {shown} is refused: {reason}.")
         if host != str(address):
             # Octal, hex and short spellings: some parser somewhere reads them differently.
-            raise DestinationRefused(f"The host of {shown} means {address}; write that instead.")
+            raise MalformedURL(f"The host of {shown} means {address}; write that instead.")
     elif _is_localhost(host) and all(check_address(a, allowed) for a in ("127.0.0.1", "::1")):
         raise DestinationRefused(
             f"The host of {shown} is refused: {host} is this machine itself (RFC 6761)."
@@ -300,7 +307,7 @@ def _port(text: str | None, scheme: str, shown: str) -> int:
     if text is None:
         return _DEFAULT_PORTS[scheme]
     if not re.fullmatch(r"[0-9]{1,5}", text, re.ASCII) or not 1 <= int(text) <= 65535:
-        raise DestinationRefused(
+        raise MalformedURL(
             f"The URL {shown} has the port {text[:20]!r}; use a number from 1 to 65535, or none."
         )
     return int(text)
@@ -310,7 +317,7 @@ def _ipv6_host(text: str, shown: str) -> tuple[str, Address]:
     try:
         address = ipaddress.IPv6Address(text)
     except ValueError:
-        raise DestinationRefused(
+        raise MalformedURL(
             f"The URL {shown} has the host [{text[:50]}], which is not an IPv6 address."
         ) from None
     return str(address), address
@@ -325,9 +332,9 @@ def _name_or_ipv4(text: str, shown: str) -> tuple[str, Address | None]:
         # A host whose last label is a number is an IPv4 address to every C library.
         return host, _inet_aton(labels, shown)
     if host.endswith("."):
-        raise DestinationRefused(f"The host of {shown} ends with a dot; leave the dot out.")
+        raise MalformedURL(f"The host of {shown} ends with a dot; leave the dot out.")
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise DestinationRefused(
+        raise MalformedURL(
             f"The URL {shown} has the host {text[:100]!r}, which is not a valid host name."
         )
     return host, None
@@ -339,7 +346,7 @@ def _ascii_host(text: str, shown: str) -> str:
     try:
         return idna.encode(text, uts46=True, transitional=False).decode("ascii").lower()
     except UnicodeError as error:
-        raise DestinationRefused(
+        raise MalformedURL(
             f"The URL {shown} has the host {text[:100]!r}, which is not a valid "
             f"international name ({error})."
         ) from None
@@ -353,7 +360,7 @@ def _inet_aton(labels: list[str], shown: str) -> ipaddress.IPv4Address:
         if len(numbers) > 4 or any(n > 255 for n in heads) or last >= 256 ** (5 - len(numbers)):
             raise ValueError
     except ValueError:
-        raise DestinationRefused(
+        raise MalformedURL(
             f"The host of {shown} ends with a number but is not an IPv4 address."
         ) from None
     value = last

@@ -284,11 +284,12 @@ def _read_changes(known: int) -> _Changes | None:
 
 def _read_everything() -> _Loaded:
     trie: PatternTrie[UUID] = PatternTrie()
-    version, own = None, False
+    state: tuple[int | None, bool] = (None, False)
     for version, own, subscription_id, patterns in _stream(_EVERYTHING):
+        state = (version, own)
         if subscription_id is not None:
             _add(trie, subscription_id, patterns)
-    return _Loaded(version, own, trie)
+    return _Loaded(*state, trie)
 
 
 def _stream(sql: str) -> Iterable[tuple[Any, ...]]:

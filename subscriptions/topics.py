@@ -51,12 +51,12 @@ def validate_pattern(pattern: object) -> str:
     if fault or not isinstance(pattern, str):
         raise InvalidPattern(f"The topic pattern {_short(pattern)} {fault}")
     tokens = pattern.split(".")
-    for number, token in enumerate(tokens, 1):
-        if token == ">" and number < len(tokens):
-            raise InvalidPattern(
-                f"The topic pattern {_short(pattern)} has > before its end; > stands for all that "
-                "follows, so it can only be the last token. Use * for one token in the middle."
-            )
+    if ">" in tokens[:-1]:
+        raise InvalidPattern(
+            f"The topic pattern {_short(pattern)} has > before its end; > stands for all that "
+            "follows, so it can only be the last token. Use * for one token in the middle."
+        )
+    for token in tokens:
         if len(token) > 1 and ("*" in token or ">" in token):
             raise InvalidPattern(
                 f"The topic pattern {_short(pattern)} has a wildcard inside the token "
@@ -229,6 +229,6 @@ def _text_fault(text: object) -> str:
 
 def _short(value: object) -> str:
     if isinstance(value, str) and len(value) > 80:
-        return ascii(value[:80]) + "…"
-    text = ascii(value)
+        return repr(value[:80]) + "…"
+    text = repr(value)
     return text if len(text) <= 100 else text[:100] + "…"

@@ -29,9 +29,9 @@ def main() -> None:
     local = Path(os.environ.get("WEBHOOKS_LOCAL_DIR") or CHECKOUT / ".local")
     if in_use(local):
         sys.exit(f"{local} is in use: end what runs here (make up, make demo, workers) first.")
-    data = local / "postgresql"
-    if data.is_symlink():  # root without user namespaces: the data is elsewhere
-        shutil.rmtree(data.resolve().parent, ignore_errors=True)
+    elsewhere = (local / "postgresql").resolve().parent  # root without user namespaces
+    if elsewhere.parent == Path("/var/tmp") and elsewhere.name.startswith("webhooks-"):  # noqa: S108
+        shutil.rmtree(elsewhere)
     for place in (local, CHECKOUT / ".venv", *(CHECKOUT / name for name in CACHES)):
         if place.exists():
             shutil.rmtree(place)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make the virtual environment of this checkout, if what is there is not exactly it.
-# Environment: PYTHON (an interpreter, default python3), VENV (a directory, default .venv).
+# Environment: PYTHON (an interpreter; default: the one of the environment that is
+# there, else the first one on the PATH that is new enough), VENV (default .venv).
 #
 # A stamp, written last, says what was installed: the requirements, the Python
 # and the place. A checkout that was moved, copied or interrupted in the middle
@@ -8,35 +9,47 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-python=${PYTHON:-python3}
 venv=${VENV:-.venv}
-
-# A virtual environment knows the Python that made it; PYTHON matters when it is made.
-if ! version=$("$python" -c 'import sys; print(sys.version, sys.base_prefix)' 2>&1); then
-    echo "$python does not run: $version. Install Python 3.11 or newer, or name one: make PYTHON=…" >&2
-    exit 1
-fi
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    echo "$python is Python ${version%% *}; 3.11 or newer is needed. Name one: make PYTHON=python3.12 …" >&2
-    exit 1
-fi
-
-wanted=$(
-    printf '%s\n' "$PWD" "$venv" "$version"
-    cat requirements.txt requirements-dev.txt constraints.txt
-)
 stamp=$venv/.installed
 
-# The lock is the script itself: it is there before anything else is, and
-# the kernel lets go of it however this process ends.
-exec 9<"tools/setup.sh"
+# Prints what tells this Python from others; fails if it does not run or is too old.
+identity() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11) or print(sys.version, sys.base_prefix))' \
+        2>/dev/null
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+        if identity "$candidate" >/dev/null; then
+            printf '%s' "$candidate"
+            return
+        fi
+    done
+    echo "${PYTHON:-python3} is not a Python 3.11 or newer. Install one, or name it: make PYTHON=…" >&2
+    return 1
+}
+
+contents() {
+    printf '%s\n' "$PWD" "$venv" "$1"
+    cat requirements.txt requirements-dev.txt constraints.txt
+}
+
+python=$(find_python)
+
+# The lock is the script itself: it is there before anything else is, and the
+# kernel lets go of it however this process ends.
+exec 9<tools/setup.sh
 "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
 
-if [[ -f $stamp && $(<"$stamp") == "$wanted" && -x $venv/bin/python ]]; then
-    exit 0
+if there=$(identity "$venv/bin/python"); then
+    [[ -z ${PYTHON:-} ]] || there=$(identity "$python")
+    if [[ -f $stamp && $(<"$stamp") == "$(contents "$there")" ]]; then
+        exit 0
+    fi
 fi
 
-echo "Setting up $venv ($("$python" --version)); this takes a minute, once."
+echo "Setting up $venv with $("$python" --version); this takes a minute, once." >&2
 rm -rf "$venv"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -49,5 +62,5 @@ if ! {
     echo "The set-up did not finish; the next make starts it again." >&2
     exit 1
 fi
-printf '%s\n' "$wanted" >"$stamp.new"
+contents "$(identity "$venv/bin/python")" >"$stamp.new"
 mv "$stamp.new" "$stamp"

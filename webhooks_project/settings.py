@@ -99,6 +99,8 @@ else:
         raise ImproperlyConfigured(
             "DATABASE_URL must be a postgresql:// address: PostgreSQL is the queue of record."
         )
+# A connection that died with a restart of the database is replaced, not handed out.
+DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
 # A web process answers from a few threads: a small pool spares it a new connection a request.
 DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
     "min_size": 0,

@@ -9,6 +9,8 @@ a process could take a later version for the whole and never see an earlier one 
 committed after it. Circuit updates and other columns bump nothing.
 """
 
+from typing import ClassVar
+
 from django.db import migrations
 
 FORWARD = """
@@ -26,13 +28,9 @@ BEGIN
         RETURN bumped;
     END IF;
     -- Microseconds, so that no version comes twice, even if the row was lost or a restore
-    -- brought an old one back; and one more than the last, should the clock have gone back.
+    -- brought an old one back; or one more than the last, of a transaction that began later.
     INSERT INTO subscriptions_topicindexversion AS current (id, version, transaction)
-        VALUES (
-            1,
-            greatest(began, floor(extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
-            own
-        )
+        VALUES (1, began, own)
         ON CONFLICT (id) DO UPDATE SET
             version = greatest(current.version + 1, excluded.version),
             transaction = excluded.transaction
@@ -114,6 +112,6 @@ DROP FUNCTION subscriptions_topic_index_bump();
 
 
 class Migration(migrations.Migration):
-    dependencies = [("subscriptions", "0001_initial")]
+    dependencies: ClassVar = [("subscriptions", "0001_initial")]
 
-    operations = [migrations.RunSQL(FORWARD, BACKWARD)]
+    operations: ClassVar = [migrations.RunSQL(FORWARD, BACKWARD)]

@@ -89,6 +89,14 @@ class Cluster:
             number = lock.read().partition(" ")[0]
             return int(number) if lock.held() and number.isdigit() else None
 
+    def guardian_pid(self) -> int | None:
+        """The process id of the guardian, if there is one."""
+        if not self.layout.guard_lock.exists():
+            return None
+        with Lock(self.layout.guard_lock) as guard:
+            number = guard.read().partition("\n")[2].strip()
+            return int(number) if guard.held() and number.isdigit() else None
+
     def _well(self) -> bool:
         guard = self._guard
         if self._users is None or guard is None:
@@ -110,13 +118,14 @@ class Cluster:
             return lock.held()
 
     def _start(self) -> None:
-        self._make_directories()
+        self._make_directory(self.layout.directory)
         if self._users is None or not self._users.current():
             if self._users is not None:
                 self._users.close()
             users = Lock(self.layout.users)
             users.share()  # waits while a guardian stops the engines after their last user
             self._users = users
+        self._make_directory(self.layout.run)  # now: it goes with the last user
         with Lock(self.layout.start_lock) as start:
             start.take()
             self._ask()
@@ -125,25 +134,22 @@ class Cluster:
             self._guard = Lock(self.layout.guard_lock)
             self._wait(self._guard)
 
-    def _make_directories(self) -> None:
-        directory, run = self.layout.directory, self.layout.run
+    def _make_directory(self, place: Path) -> None:
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            run.mkdir(mode=0o700, exist_ok=True)
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise EngineError(
-                f"{directory} and {run} are needed for the embedded engines: {error}. "
+                f"{place} is needed for the embedded engines: {error}. "
                 "Set WEBHOOKS_LOCAL_DIR to a directory that can be written."
             ) from error
-        for place in (directory, run):
-            found = place.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-                raise EngineError(
-                    f"{place} belongs to user {found.st_uid}, and this is user {os.geteuid()}. "
-                    "Start as that user, remove it, or set WEBHOOKS_LOCAL_DIR to another place."
-                )
-        if run.lstat().st_mode & 0o077:
-            raise EngineError(f"{run} is open to other users: chmod 700 it, or remove it.")
+        found = place.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise EngineError(
+                f"{place} belongs to user {found.st_uid}, and this is user {os.geteuid()}. "
+                "Start as that user, remove it, or set WEBHOOKS_LOCAL_DIR to another place."
+            )
+        if place == self.layout.run and found.st_mode & 0o077:
+            raise EngineError(f"{place} is open to other users: chmod 700 it, or remove it.")
 
     def _ask(self) -> None:
         """Add our engines to what the guardian keeps running."""

@@ -55,6 +55,7 @@ class Guardian:
         self._pauses: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
         self._over = threading.Event()
+        self._alone = False
         self._guard = Lock(layout.guard_lock)
         self._users = Lock(layout.users)
 
@@ -66,18 +67,22 @@ class Guardian:
         if not self._guard.try_take(seconds=1):
             self._report(ANOTHER)
             return
-        self._guard.write("\n")
+        self._guard.write(f"\n{os.getpid()}\n")
         threading.Thread(target=self._wait_for_the_last_user, daemon=True).start()
         try:
             self._keep()
         except EngineError as error:
             logger.error("%s", error)
             self._report(str(error))
+        except Exception as error:
+            logger.exception("the guardian fails")
+            self._report(f"The embedded engines did not start: {error}")
         finally:
             self._stop()
 
     def _wait_for_the_last_user(self) -> None:
         self._users.take()
+        self._alone = True
         self._over.set()
 
     def _keep(self) -> None:
@@ -109,9 +114,9 @@ class Guardian:
             if name not in up:
                 logger.warning("%s: its process is gone", name)
         self._up = up
-        line = " ".join((READY, *up)) + "\n"
-        if self._guard.read() != line:
-            self._guard.write(line)
+        said = " ".join((READY, *up)) + f"\n{os.getpid()}\n"
+        if self._guard.read() != said:
+            self._guard.write(said)
 
     def _start_again(self, name: str) -> None:
         if time.monotonic() < self._not_before.get(name, 0):
@@ -133,10 +138,11 @@ class Guardian:
             stop.start()
         for stop in stops:
             stop.join()
-        with contextlib.suppress(OSError):
-            self._layout.wanted.unlink()
-        with contextlib.suppress(OSError):
-            self._layout.run.rmdir()
+        if self._alone:  # otherwise somebody still wants them, from the next guardian
+            with contextlib.suppress(OSError):
+                self._layout.wanted.unlink()
+            with contextlib.suppress(OSError):
+                self._layout.run.rmdir()
         self._guard.close()
         self._users.close()
 

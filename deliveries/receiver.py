@@ -1,0 +1,288 @@
+"""A receiver of webhooks on this machine, for development, demonstrations and tests.
+
+    with Receiver(respond=lambda received: Answer(503)) as receiver:
+        ...  # send something to receiver.url
+        assert receiver.wait_for(1, timeout=10)
+        print(receiver.received[0].topic)
+
+It verifies signatures, answers what it is told to, and can be dead (`stop`), silent (`pause`)
+and back again (`start`) on the same port. It listens on 127.0.0.1 only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote
+
+from deliveries.http1 import Answer, Connection
+from deliveries.signing import BadSignature, verify
+from subscriptions import signing_secrets
+from subscriptions.conf import conf
+
+__all__ = ["Answer", "Received", "Receiver", "accept"]
+
+HOST = "127.0.0.1"
+# A change of state takes milliseconds; longer means that a callback of the owner blocks.
+STATE_TIMEOUT = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Received:
+    """One request. Headers have the names that were sent; look them up with `header`.
+
+    `verified` says whether a known secret signed it; None if the receiver knows no secret.
+    `problem` is why not. `at` is by `time.monotonic()`. `answered` is the status, 0 while
+    `respond` decides.
+    """
+
+    id: str
+    topic: str
+    body: bytes = field(repr=False)
+    headers: dict[str, str] = field(repr=False)
+    verified: bool | None
+    problem: str
+    at: float
+    arrived: datetime
+    answered: int = 0
+
+    def header(self, name: str) -> str:
+        """The header of that name in any case; "" if there is none."""
+        lower = name.lower()
+        return next((value for key, value in self.headers.items() if key.lower() == lower), "")
+
+
+def accept(received: Received) -> Answer:
+    """What a well-behaved receiver answers: 401 to a bad signature, 200 to all else."""
+    if received.verified is False:
+        return Answer(401, received.problem.encode())
+    return Answer()
+
+
+class Receiver:
+    """A receiver on 127.0.0.1, in a thread of its own; a context manager.
+
+    `port` 0 takes any free one; `OSError` if it is taken. `url` is known from the beginning.
+    `secrets` (`whsec_…`) verify the requests; `InvalidSecret` if one is none. `respond` decides
+    the answer (default: `accept`); `on_request` is told of each request once its answer is
+    decided. Both are called on the receiver's thread, one request after the other, and must not
+    block; an exception in one is logged, and `respond`'s is answered 500. Without `keep`,
+    `received` stays empty and only `count` grows.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        secrets: Sequence[str] = (),
+        respond: Callable[[Received], Answer] | None = None,
+        on_request: Callable[[Received], None] | None = None,
+        keep: bool = True,
+    ) -> None:
+        self.received: list[Received] = []
+        self.count = 0
+        self._secrets = [signing_secrets.parse(secret) for secret in secrets]
+        self._respond = respond or accept
+        self._on_request = on_request
+        self._keep = keep
+        self._topic_header = f"{conf().header_prefix}-event-topic".lower()
+        self._arrived = threading.Condition()
+        self._targets: list[int] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._server: asyncio.Server | None = None
+        self._connections: set[Connection] = set()
+        self._silent = False
+        self._socket = _bind(port)
+        self.port: int = self._socket.getsockname()[1]
+        self.url = f"http://{HOST}:{self.port}/"
+
+    def __enter__(self) -> Receiver:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add_secret(self, secret: str) -> None:
+        """Verify with this secret too: a subscription's is known only after its URL."""
+        self._secrets = [*self._secrets, signing_secrets.parse(secret)]
+
+    def start(self) -> None:
+        """Answer: for the first time, or again after `stop` or `pause`. Idempotent."""
+        self._call(self._listen())
+
+    def pause(self) -> None:
+        """Take connections, and be silent on them until `start`. Idempotent."""
+        self._call(self._listen(silent=True))
+
+    def stop(self) -> None:
+        """Break off every connection and refuse new ones, until `start`. Idempotent.
+
+        The port is kept meanwhile: nobody else gets it.
+        """
+        self._call(self._hang_up())
+
+    def close(self) -> None:
+        """Stop for good, and give the port back. Idempotent."""
+        if self._thread is not None and self._loop is not None:
+            self.stop()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(STATE_TIMEOUT)
+            self._thread = self._loop = None
+        self._socket.close()
+
+    def wait_for(
+        self, count_or_predicate: int | Callable[[list[Received]], object], timeout: float
+    ) -> bool:
+        """Wait until that many requests came, or until the predicate of `received` holds.
+
+        Returns whether it did within `timeout` seconds.
+        """
+        if isinstance(count_or_predicate, int):
+            target = count_or_predicate
+
+            def holds() -> bool:
+                return self.count >= target
+        else:
+            target, predicate = 0, count_or_predicate
+
+            def holds() -> bool:
+                return bool(predicate(self.received))
+
+        with self._arrived:
+            self._targets.append(target)
+            try:
+                return self._arrived.wait_for(holds, timeout)
+            finally:
+                self._targets.remove(target)
+
+    def _call(self, change: Coroutine[Any, Any, None]) -> None:
+        try:
+            loop = self._running_loop()
+        except RuntimeError:
+            change.close()
+            raise
+        asyncio.run_coroutine_threadsafe(change, loop).result(STATE_TIMEOUT)
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._thread is threading.current_thread():
+            raise RuntimeError("A receiver cannot be started or stopped from its own callbacks.")
+        if self._loop is None:
+            if self._socket.fileno() < 0:
+                raise RuntimeError("This receiver is closed; make a new one.")
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=_run, args=(self._loop,), name=f"receiver-{self.port}", daemon=True
+            )
+            self._thread.start()
+        return self._loop
+
+    async def _listen(self, *, silent: bool = False) -> None:
+        self._silent = silent
+        for connection in self._connections:
+            connection.hush(silent)
+        if self._server is None:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: Connection(self), sock=self._socket, backlog=1024
+            )
+
+    async def _hang_up(self) -> None:
+        if self._server is not None:
+            # A process that was forked meanwhile holds the listening socket too.
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            self._server.close()
+            self._server = None
+            # Bound, but not listening: connections are refused, and the port stays ours.
+            self._socket.close()
+            self._socket = _bind(self.port)
+        for connection in list(self._connections):
+            connection.abort()
+
+    # The rest is called by the connections, on the receiver's thread.
+
+    def connected(self, connection: Connection) -> None:
+        if self._server is None:  # accepted just before `stop`
+            connection.abort()
+            return
+        self._connections.add(connection)
+        connection.hush(self._silent)
+
+    def disconnected(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+
+    def take(self, headers: dict[str, str], body: bytes) -> Answer:
+        """Record one request and decide its answer."""
+        lower = {name.lower(): value for name, value in headers.items()}
+        verified, problem = self._verify(body, lower)
+        received = Received(
+            id=lower.get("webhook-id", ""),
+            topic=unquote(lower.get(self._topic_header, "")),
+            body=body,
+            headers=headers,
+            verified=verified,
+            problem=problem,
+            at=time.monotonic(),
+            arrived=datetime.now(UTC),
+        )
+        try:
+            answer = self._respond(received)
+        except Exception:
+            logger.exception("The receiver's `respond` failed; it answers 500")
+            answer = Answer(500)
+        received.answered = answer.status
+        with self._arrived:
+            self.count += 1
+            if self._keep:
+                self.received.append(received)
+            if self._targets and self.count >= min(self._targets):
+                self._arrived.notify_all()
+        if self._on_request is not None:
+            try:
+                self._on_request(received)
+            except Exception:
+                logger.exception("The receiver's `on_request` failed")
+        return answer
+
+    def _verify(self, body: bytes, headers: dict[str, str]) -> tuple[bool | None, str]:
+        if not self._secrets:
+            return None, ""
+        try:
+            verify(body, headers, self._secrets, now=time.time())
+        except BadSignature as error:
+            return False, str(error)
+        return True, ""
+
+
+def _bind(port: int) -> socket.socket:
+    bound = socket.socket()
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((HOST, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+        accepting = asyncio.all_tasks(loop)
+        for task in accepting:
+            task.cancel()
+        if accepting:
+            loop.run_until_complete(asyncio.wait(accepting))
+    finally:
+        loop.close()

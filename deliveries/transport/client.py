@@ -1,0 +1,283 @@
+"""The transport as the rest of the project sees it."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import logging
+import os
+import resource
+import socket
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import certifi
+import requests
+
+from deliveries.transport.driver import Driver, Plan
+from deliveries.transport.errors import LocalFault, TransportClosed
+from deliveries.transport.handle import Job, Limits, OpenSocket
+from deliveries.transport.names import Resolver
+from deliveries.transport.results import Result
+from subscriptions.conf import Network, conf
+
+# A pin's entry in libcurl's DNS cache must outlive the request that uses it.
+LONGEST_TIMEOUT = 600.0
+
+logger = logging.getLogger(__name__)
+
+_all: weakref.WeakSet[Transport] = weakref.WeakSet()
+
+
+class Transport:
+    """Sends requests, many at once, from any thread. One per process is enough.
+
+    It starts its thread with the first request, and anew in a forked child. Times are in
+    seconds, sizes in bytes. `timeout` is the total for a request: DNS, connection, TLS, headers
+    and body. `allowed_networks` are let through by the destination guard. `ca_file` (PEM)
+    defaults to the bundle of certifi. `dns_cache` is how long an address is reused.
+    `max_in_flight_total` requests are under way at once; further ones wait their turn, and their
+    time does not run yet. `max_connections` are kept open, idle ones included. Both are held to
+    half of the process's limit on open files. An answer's body is read up to
+    `max_response_bytes`, then the connection is dropped and the answer stands; its first
+    `keep_response_bytes` are kept. `resolver` has the signature of `socket.getaddrinfo`,
+    `open_socket` that of `socket.socket`; it is called only for an address that may be dialled.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        allowed_networks: Sequence[Network],
+        ca_file: str = "",
+        dns_cache: float = 30.0,
+        max_connections: int = 1000,
+        max_in_flight_total: int = 1000,
+        resolver: Resolver = socket.getaddrinfo,
+        open_socket: OpenSocket = socket.socket,
+        max_response_bytes: int = 65536,
+        keep_response_bytes: int = 1024,
+    ) -> None:
+        self._timeout = _checked_timeout(timeout)
+        self._plan = Plan(
+            limits=Limits(
+                ca_file=ca_file or certifi.where(),
+                allowed=tuple(allowed_networks),
+                max_response_bytes=max_response_bytes,
+                keep_response_bytes=keep_response_bytes,
+                open_socket=open_socket,
+            ),
+            resolver=resolver,
+            dns_cache=dns_cache,
+            max_in_flight=_within_file_limit(max_in_flight_total, "max_in_flight_total"),
+            max_connections=_within_file_limit(max_connections, "max_connections"),
+        )
+        self._lock = threading.Lock()
+        self._driver: Driver | None = None
+        self._closed = False
+        _all.add(self)
+
+    def submit(
+        self,
+        request: requests.PreparedRequest,
+        on_done: Callable[[Result], None],
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Send `request`; `on_done(result)` is called exactly once, whatever happens.
+
+        It is called on the transport's own thread, which drives every other request: it must be
+        quick, must not block, and may submit. An exception in it is logged and goes no further.
+        Raises `TransportClosed` after `close()`; `TypeError` for a body that is not bytes and
+        `ValueError` for a timeout outside 0 … 600 s. All else comes as `result.error`.
+
+        The request is sent at most once, except that libcurl sends it again on a new connection
+        if a pooled one turns out to have been closed before a byte of the answer came. Headers
+        are sent as given; `Content-Length` is made here, and `Accept-Encoding`, `Expect` and
+        `Transfer-Encoding` are left out.
+        """
+        _check_body(request)
+        job = Job(request, on_done, self._timeout if timeout is None else _checked_timeout(timeout))
+        driver = self._driver
+        while driver is None or not driver.submit(job):
+            driver = self._running_driver(driver)
+
+    def send(
+        self, request: requests.PreparedRequest, *, timeout: float | None = None
+    ) -> requests.Response:
+        """Send one request and wait. Raises what `requests` raises, and as `submit` does."""
+        (answer,) = self.send_many([request], max_in_flight=1, timeout=timeout)
+        if isinstance(answer, requests.RequestException):
+            raise answer
+        return answer
+
+    def send_many(
+        self,
+        requests_: Iterable[requests.PreparedRequest],
+        *,
+        max_in_flight: int,
+        timeout: float | None = None,
+    ) -> list[requests.Response | requests.RequestException]:
+        """Send all, at most `max_in_flight` at once, and wait. Answers are in the order asked.
+
+        Raises `RuntimeError` on the transport's own thread, where it would wait for itself.
+        """
+        driver = self._driver
+        if driver is not None and driver.thread is threading.current_thread():
+            raise RuntimeError("waiting on the transport's own thread would last for ever")
+        queue = list(requests_)
+        for request in queue:
+            _check_body(request)
+        if timeout is not None:
+            _checked_timeout(timeout)
+        return _Window(self, queue, max_in_flight, timeout).run()
+
+    def close(self, timeout: float) -> None:
+        """Take no more requests; give those under way `timeout` seconds, then fail them.
+
+        They fail with `TransportClosed`. Returns when the thread has ended. Idempotent.
+        """
+        with self._lock:
+            self._closed = True
+            driver, self._driver = self._driver, None
+        if driver is not None:
+            driver.stop(timeout)
+
+    def _running_driver(self, ended: Driver | None) -> Driver:
+        """The driver; a new one if there is none, or if `ended` is what there is."""
+        with self._lock:
+            if self._closed:
+                raise TransportClosed("not sent: the process is shutting down")
+            if self._driver is None or self._driver is ended:
+                self._driver = Driver(self._plan)
+                atexit.unregister(_close_all)
+                atexit.register(_close_all)
+            return self._driver
+
+    def _forget_parent(self) -> None:
+        """In a forked child: leave the parent's connections alone.
+
+        Its driver must never be cleaned up here, not even when the interpreter ends: closing its
+        TLS connections would say good-bye on sockets that the parent still uses.
+        """
+        self._lock = threading.Lock()
+        if self._driver is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._driver))
+            self._driver = None
+
+
+class _Window:
+    """One call of `send_many`: `width` requests under way, each end starting the next."""
+
+    def __init__(
+        self,
+        owner: Transport,
+        queue: list[requests.PreparedRequest],
+        width: int,
+        timeout: float | None,
+    ) -> None:
+        if width < 1:
+            raise ValueError(f"max_in_flight is {width}; it must be at least 1")
+        self._owner = owner
+        self._queue = queue
+        self._width = width
+        self._timeout = timeout
+        self._answers: dict[int, requests.Response | requests.RequestException] = {}
+        self._numbers = iter(range(len(queue)))
+        self._lock = threading.Lock()
+        self._all_done = threading.Event()
+
+    def run(self) -> list[requests.Response | requests.RequestException]:
+        if not self._queue:
+            return []
+        for _ in range(min(self._width, len(self._queue))):
+            self._next()
+        self._all_done.wait()
+        return [self._answers[number] for number in range(len(self._queue))]
+
+    def _next(self) -> None:
+        while True:
+            with self._lock:
+                number = next(self._numbers, None)
+            if number is None:
+                return
+            try:
+                self._owner.submit(
+                    self._queue[number], partial(self._done, number), timeout=self._timeout
+                )
+                return
+            except requests.RequestException as error:
+                self._record(number, error)
+            except OSError as error:
+                self._record(number, LocalFault(f"the transport did not start ({error.strerror})"))
+
+    def _done(self, number: int, result: Result) -> None:
+        answer = result.error if result.response is None else result.response
+        assert answer is not None
+        self._record(number, answer)
+        self._next()
+
+    def _record(self, number: int, answer: requests.Response | requests.RequestException) -> None:
+        with self._lock:
+            self._answers[number] = answer
+            if len(self._answers) == len(self._queue):
+                self._all_done.set()
+
+
+def _checked_timeout(timeout: float) -> float:
+    if not 0 < timeout <= LONGEST_TIMEOUT:
+        raise ValueError(
+            f"the timeout is {timeout!r} s; it must be from 0 to {LONGEST_TIMEOUT:g} s"
+        )
+    return timeout
+
+
+def _check_body(request: requests.PreparedRequest) -> None:
+    if request.body is not None and not isinstance(request.body, bytes):
+        raise TypeError(f"the body of a request must be bytes, not {type(request.body).__name__}")
+
+
+def _within_file_limit(wanted: int, name: str) -> int:
+    if wanted < 1:
+        raise ValueError(f"{name} is {wanted}; it must be at least 1")
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or wanted <= soft // 2:
+        return wanted
+    logger.info("%s is %d, not %d: this process may open %d files", name, soft // 2, wanted, soft)
+    return max(1, soft // 2)
+
+
+_of_process: Transport | None = None
+_of_process_lock = threading.Lock()
+
+
+def transport() -> Transport:
+    """The process's one transport, made from the settings when it is first asked for."""
+    global _of_process
+    with _of_process_lock:
+        if _of_process is None:
+            settings = conf()
+            _of_process = Transport(
+                timeout=settings.request_timeout,
+                allowed_networks=settings.allowed_networks,
+                ca_file=settings.ca_file,
+                dns_cache=settings.dns_cache,
+            )
+        return _of_process
+
+
+def _close_all() -> None:
+    for one in list(_all):
+        one.close(0)
+
+
+def _after_fork_in_child() -> None:
+    global _of_process_lock
+    _of_process_lock = threading.Lock()
+    for one in list(_all):
+        one._forget_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

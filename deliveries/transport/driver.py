@@ -1,0 +1,366 @@
+"""The thread that drives libcurl's multi handle. Everything here but `submit` runs on it."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import socket
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import requests
+from requests.exceptions import InvalidSchema, InvalidURL
+
+from deliveries.transport.errors import (
+    DestinationBlocked,
+    LocalFault,
+    ResolverUnavailable,
+    TransportClosed,
+)
+from deliveries.transport.handle import Handle, Job, Limits
+from deliveries.transport.libcurl import pycurl
+from deliveries.transport.names import Found, Name, NameBook, Pin, Resolver
+from deliveries.transport.polling import READ, WRITE, new_poller
+from deliveries.transport.results import Result, Timings
+from subscriptions.destinations import (
+    Destination,
+    DestinationRefused,
+    MalformedURL,
+    UnsupportedScheme,
+    parse_url,
+)
+
+MOST_IDLE_HANDLES = 1000
+MOST_TARGETS = 10_000
+
+logger = logging.getLogger(__name__)
+
+_INTERESTS = {pycurl.POLL_IN: READ, pycurl.POLL_OUT: WRITE, pycurl.POLL_INOUT: READ | WRITE}
+
+
+def _readiness(events: int) -> int:
+    """What the poller saw, in libcurl's words. Reading finds out about hang-ups and errors."""
+    ready: int = pycurl.CSELECT_OUT if events & WRITE else 0
+    if events & ~WRITE:
+        ready |= pycurl.CSELECT_IN
+    return ready
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a driver works; see `Transport`."""
+
+    limits: Limits
+    resolver: Resolver
+    dns_cache: float
+    max_in_flight: int
+    max_connections: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL that was taken apart, and the pin of a literal address."""
+
+    destination: Destination
+    pin: Pin | None
+
+
+class Driver:
+    """One libcurl multi handle and its thread."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._inbox: deque[Job] = deque()
+        self._found: deque[tuple[str, Found, float]] = deque()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._asleep = False
+        self._stop_at: float | None = None
+        self._waker, self._wakee = socket.socketpair()
+        self._waker.setblocking(False)
+        self._wakee.setblocking(False)
+        self._wakee_fd = self._wakee.fileno()
+        self._poller = new_poller()
+        self._poller.register(self._wakee_fd, READ)
+        self._watched: set[int] = set()
+        self._timer: float | None = None
+        self._names = NameBook(plan.resolver, plan.limits.allowed, plan.dns_cache, self._on_found)
+        self._targets: dict[str, Target] = {}
+        self._handles: dict[pycurl.Curl, Handle] = {}
+        self._idle: list[Handle] = []
+        self._resolving: list[tuple[float, int, Job]] = []
+        self._numbers = itertools.count()
+        self._in_flight = 0
+        self._multi = pycurl.CurlMulti()
+        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
+        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
+        self._multi.setopt(pycurl.M_MAXCONNECTS, plan.max_connections)
+        self.thread = threading.Thread(target=self._run, name="webhook-transport", daemon=True)
+        self.thread.start()
+
+    # Called from any thread.
+
+    def submit(self, job: Job) -> bool:
+        """Hand `job` over; False if this driver has ended."""
+        with self._lock:
+            if self._closed or self._stop_at is not None:
+                return False
+            self._inbox.append(job)
+        self._wake()
+        return True
+
+    def stop(self, timeout: float) -> None:
+        """Give what is in flight `timeout` seconds, fail the rest, and end the thread."""
+        with self._lock:
+            if self._stop_at is None:
+                self._stop_at = time.monotonic() + timeout
+        self._wake()
+        self.thread.join()
+
+    def _on_found(self, host: str, found: Found, took: float) -> None:
+        self._found.append((host, found, took))
+        self._wake()
+
+    def _wake(self) -> None:
+        # Only a sleeping driver costs a system call. It looks at its queues once more after
+        # it has set `_asleep`, so nothing that was appended before is slept through.
+        if self._asleep:
+            self._asleep = False
+            # An error: the pipe is full, so the driver wakes anyway; or it has ended.
+            with contextlib.suppress(OSError):
+                self._waker.send(b"\0")
+
+    # The thread.
+
+    def _run(self) -> None:
+        reason = "the process is shutting down"
+        try:
+            while not self._may_end():
+                self._step()
+        except BaseException:
+            logger.critical("the transport's thread failed; its requests fail", exc_info=True)
+            reason = "the transport's thread failed; see the log"
+        finally:
+            self._end(reason)
+
+    def _may_end(self) -> bool:
+        stop_at = self._stop_at
+        if stop_at is None:
+            return False
+        return (not self._in_flight and not self._inbox) or time.monotonic() >= stop_at
+
+    def _step(self) -> None:
+        while self._found:
+            self._learn(*self._found.popleft())
+        while self._inbox and self._in_flight < self._plan.max_in_flight:
+            self._start(self._inbox.popleft())
+        self._asleep = True
+        events = self._poller.poll(self._patience())
+        self._asleep = False
+        for fd, ready in events:
+            if fd == self._wakee_fd:
+                self._wakee.recv(4096)
+            else:
+                self._multi.socket_action(fd, _readiness(ready))
+        if self._timer is not None and time.monotonic() >= self._timer:
+            self._timer = None
+            self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+        self._collect()
+        if self._resolving:
+            self._give_up_on_names()
+
+    def _patience(self) -> float | None:
+        """Seconds to sleep at most; None for as long as nothing happens."""
+        if (
+            self._may_end()
+            or self._found
+            or (self._inbox and self._in_flight < self._plan.max_in_flight)
+        ):
+            return 0
+        moments = [
+            moment
+            for moment in (
+                self._timer,
+                self._resolving[0][0] if self._resolving else None,
+                self._stop_at,
+            )
+            if moment is not None
+        ]
+        if not moments:
+            return None
+        return max(0.0, min(moments) - time.monotonic())
+
+    def _on_socket(self, event: int, fd: int, multi: object, data: object) -> None:
+        if event == pycurl.POLL_REMOVE:
+            if fd in self._watched:
+                self._watched.remove(fd)
+                self._poller.unregister(fd)
+        elif fd in self._watched:
+            self._poller.modify(fd, _INTERESTS[event])
+        else:
+            self._poller.register(fd, _INTERESTS[event])
+            self._watched.add(fd)
+
+    def _on_timer(self, milliseconds: int) -> None:
+        self._timer = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
+
+    def _start(self, job: Job) -> None:
+        self._in_flight += 1
+        job.started = now = time.monotonic()
+        job.looked_up = now
+        job.deadline = now + job.timeout
+        try:
+            target = self._target(job.request.url or "")
+        except requests.RequestException as error:
+            self._fail(job, error)
+            return
+        except Exception as error:
+            logger.exception("the URL of a request could not be read")
+            self._fail(job, LocalFault(f"the URL could not be read ({type(error).__name__})"))
+            return
+        if target.pin is not None:
+            self._launch(job, target.destination, target.pin)
+            return
+        name = self._names.get(target.destination.host, now)
+        if name.under_way:
+            job.destination = target.destination
+            name.waiting[job] = None
+            heapq.heappush(self._resolving, (job.deadline, next(self._numbers), job))
+        else:
+            self._follow(job, target.destination, name)
+
+    def _target(self, url: str) -> Target:
+        target = self._targets.get(url)
+        if target is None:
+            destination = self._parse(url)
+            pin = None
+            if destination.address is not None:
+                pin = Pin(destination.port, (str(destination.address),), literal=True)
+            if len(self._targets) >= MOST_TARGETS:
+                self._targets.clear()
+            target = self._targets[url] = Target(destination, pin)
+        return target
+
+    def _parse(self, url: str) -> Destination:
+        try:
+            return parse_url(url, self._plan.limits.allowed)
+        except UnsupportedScheme as error:
+            raise InvalidSchema(str(error)) from None
+        except MalformedURL as error:
+            raise InvalidURL(str(error)) from None
+        except DestinationRefused as error:
+            raise DestinationBlocked(str(error)) from None
+
+    def _learn(self, host: str, found: Found, took: float) -> None:
+        now = time.monotonic()
+        name = self._names.learn(host, found, took, now)
+        waiting, name.waiting = name.waiting, {}
+        for job in waiting:
+            destination, job.destination = job.destination, None
+            if destination is not None:
+                job.looked_up = now
+                self._follow(job, destination, name)
+        while self._resolving and self._resolving[0][2].destination is None:
+            heapq.heappop(self._resolving)
+
+    def _follow(self, job: Job, destination: Destination, name: Name) -> None:
+        """Go on with a job whose host name is known, for better or worse."""
+        if isinstance(name.found, requests.RequestException):
+            # A new exception for each request: they are raised, and must not share a traceback.
+            self._fail(job, type(name.found)(*name.found.args))
+        else:
+            self._launch(job, destination, name.pin(destination.port))
+
+    def _give_up_on_names(self) -> None:
+        now = time.monotonic()
+        while self._resolving and (
+            self._resolving[0][0] <= now or self._resolving[0][2].destination is None
+        ):
+            job = heapq.heappop(self._resolving)[2]
+            destination, job.destination = job.destination, None
+            if destination is not None:
+                self._names.leave(destination.host, job)
+                job.looked_up = now
+                self._fail(
+                    job,
+                    ResolverUnavailable(
+                        f"{destination.host} was not looked up within {job.timeout:g} s"
+                    ),
+                )
+
+    def _launch(self, job: Job, destination: Destination, pin: Pin) -> None:
+        handle = self._idle.pop() if self._idle else Handle(self._plan.limits)
+        try:
+            handle.prepare(job, destination, pin, time.monotonic())
+            self._multi.add_handle(handle.curl)
+        except requests.RequestException as error:
+            self._fail(job, error)
+            return
+        except Exception as error:
+            logger.exception("libcurl did not take a request")
+            self._fail(job, LocalFault(f"the request was not taken ({type(error).__name__})"))
+            return
+        self._handles[handle.curl] = handle
+
+    def _collect(self) -> None:
+        queued = 1
+        while queued:
+            queued, complete, given_up = self._multi.info_read()
+            for curl in complete:
+                handle = self._handles[curl]
+                self._done(handle, handle.succeeded())
+            for curl, code, message in given_up:
+                handle = self._handles[curl]
+                self._done(handle, handle.failed(code, message))
+
+    def _done(self, handle: Handle, result: Result) -> None:
+        job = handle.job
+        assert job is not None
+        self._multi.remove_handle(handle.curl)
+        del self._handles[handle.curl]
+        handle.release()
+        if len(self._idle) < MOST_IDLE_HANDLES:
+            self._idle.append(handle)
+        else:
+            handle.curl.close()
+        self._tell(job, result)
+
+    def _fail(self, job: Job, error: requests.RequestException) -> None:
+        seconds = time.monotonic() - job.started
+        timings = Timings(job.looked_up - job.started, 0.0, 0.0, 0.0)
+        self._tell(job, Result(None, error, seconds, "", timings, False))
+
+    def _tell(self, job: Job, result: Result) -> None:
+        self._in_flight -= 1
+        if result.error is not None:
+            result.error.request = job.request
+        try:
+            job.on_done(result)
+        except Exception:
+            logger.exception("a callback of the transport failed; its result is lost")
+
+    def _end(self, reason: str) -> None:
+        with self._lock:
+            self._closed = True
+            never_started, self._inbox = self._inbox, deque()
+        self._names.stop()
+        unfinished = [handle.job for handle in self._handles.values() if handle.job is not None]
+        unfinished += [job for _, _, job in self._resolving if job.destination is not None]
+        for handle in self._handles.values():
+            self._multi.remove_handle(handle.curl)
+        for handle in (*self._handles.values(), *self._idle):
+            handle.curl.close()
+        self._multi.close()
+        self._poller.close()
+        self._waker.close()
+        self._wakee.close()
+        now = time.monotonic()
+        for job in never_started:
+            self._in_flight += 1
+            job.started = job.looked_up = now
+        for job in (*unfinished, *never_started):
+            self._fail(job, TransportClosed(f"not finished: {reason}"))

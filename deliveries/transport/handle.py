@@ -1,0 +1,323 @@
+"""One reusable libcurl handle: how a request is told to libcurl, and what is read of the answer."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+from requests.exceptions import InvalidHeader
+
+from deliveries.transport.errors import (
+    BadAnswer,
+    DestinationBlocked,
+    Failure,
+    LocalFault,
+    from_failure,
+)
+from deliveries.transport.libcurl import pycurl
+from deliveries.transport.names import Pin
+from deliveries.transport.results import Result, Timings, Wire, WireResponse
+from subscriptions.conf import Network
+from subscriptions.destinations import Destination, check_address
+
+# How much room all header lines of a request's answers have together, in bytes, with what it
+# costs us to keep a line. It also ends a flood of 1xx answers.
+HEADER_ROOM = 65536
+LINE_COST = 64
+
+# Seconds that a pin's entry stays in libcurl's DNS cache, and after which a handle renews it. The
+# difference must be longer than any request.
+PIN_LIFETIME = 1200
+PIN_RENEWAL = 300
+
+IDLE_CONNECTION = 60
+CONNECTION_LIFETIME = 600
+
+# Set by libcurl itself, or against the rules of this transport (see the package's docstring).
+_OWN_HEADERS = frozenset({"content-length", "transfer-encoding", "accept-encoding", "expect"})
+
+OpenSocket = Callable[[int, int, int], socket.socket]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is the same for all requests of a transport."""
+
+    ca_file: str
+    allowed: Sequence[Network]
+    max_response_bytes: int
+    keep_response_bytes: int
+    open_socket: OpenSocket
+
+
+class Job:
+    """One submitted request on its way. `timeout` and times are in seconds (monotonic clock)."""
+
+    __slots__ = ("deadline", "destination", "looked_up", "on_done", "request", "started", "timeout")
+
+    def __init__(
+        self,
+        request: requests.PreparedRequest,
+        on_done: Callable[[Result], None],
+        timeout: float,
+    ) -> None:
+        self.request = request
+        self.on_done = on_done
+        self.timeout = timeout
+        self.started = 0.0
+        self.deadline = 0.0
+        self.looked_up = 0.0
+        self.destination: Destination | None = None
+
+
+class Handle:
+    """A `pycurl.Curl` with everything set that never changes, and the memory of what did."""
+
+    __slots__ = (
+        "_body_size",
+        "_limits",
+        "_method",
+        "_pin",
+        "_pin_set",
+        "_room",
+        "_timeout_ms",
+        "_url",
+        "body",
+        "curl",
+        "fault",
+        "header_lines",
+        "https",
+        "job",
+        "received",
+    )
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._url = ""
+        self._method = ""
+        self._timeout_ms = 0
+        self._pin: Pin | None = None
+        self._pin_set = 0.0
+        self._room = HEADER_ROOM
+        self._body_size = 0
+        self.https = False
+        self.job: Job | None = None
+        self.header_lines: list[bytes] = []
+        self.body = b""
+        self.received = 0
+        self.fault: requests.RequestException | None = None
+        self.curl = self._new_curl()
+
+    def _new_curl(self) -> pycurl.Curl:
+        curl = pycurl.Curl()
+        for option, value in (
+            (pycurl.NOSIGNAL, 1),
+            (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
+            (pycurl.FOLLOWLOCATION, 0),
+            (pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1),
+            (pycurl.HTTP09_ALLOWED, 0),
+            (pycurl.HTTP_CONTENT_DECODING, 0),
+            (pycurl.PATH_AS_IS, 1),
+            # An empty proxy is no proxy, whatever the environment says.
+            (pycurl.PROXY, ""),
+            (pycurl.NOPROXY, "*"),
+            (pycurl.NETRC, pycurl.NETRC_IGNORED),
+            (pycurl.SSL_VERIFYPEER, 1),
+            (pycurl.SSL_VERIFYHOST, 2),
+            (pycurl.SSLVERSION, pycurl.SSLVERSION_TLSv1_2),
+            (pycurl.CAINFO, self._limits.ca_file),
+            (pycurl.TCP_NODELAY, 1),
+            (pycurl.TCP_KEEPALIVE, 1),
+            (pycurl.DNS_CACHE_TIMEOUT, PIN_LIFETIME),
+            (pycurl.MAXAGE_CONN, IDLE_CONNECTION),
+            (pycurl.MAXLIFETIME_CONN, CONNECTION_LIFETIME),
+            (pycurl.OPENSOCKETFUNCTION, self._open_socket),
+            (pycurl.HEADERFUNCTION, self._on_header),
+            (pycurl.WRITEFUNCTION, self._on_body),
+        ):
+            curl.setopt(option, value)
+        # The directory that libcurl was built with would be trusted besides `ca_file`.
+        curl.unsetopt(pycurl.CAPATH)
+        return curl
+
+    def prepare(self, job: Job, destination: Destination, pin: Pin, now: float) -> None:
+        """Set what differs from the last request. Raises `InvalidHeader`."""
+        curl = self.curl
+        self.job = job
+        self.https = destination.scheme == "https"
+        self.header_lines = [b""]
+        self.body = b""
+        self.received = 0
+        self.fault = None
+        self._room = HEADER_ROOM
+        body = job.request.body
+        data = body if isinstance(body, bytes) else b""
+        curl.setopt(pycurl.HTTPHEADER, header_lines(job.request.headers))
+        if destination.url != self._url:
+            curl.setopt(pycurl.URL, destination.url)
+            self._url = destination.url
+        if pin is not self._pin or now - self._pin_set > PIN_RENEWAL:
+            curl.setopt(pycurl.CONNECT_TO, pin.connect_to)
+            curl.setopt(pycurl.RESOLVE, pin.resolve)
+            self._pin = pin
+            self._pin_set = now
+        timeout_ms = max(1, round((job.deadline - now) * 1000))
+        if timeout_ms != self._timeout_ms:
+            curl.setopt(pycurl.TIMEOUT_MS, timeout_ms)
+            self._timeout_ms = timeout_ms
+        method = job.request.method or "POST"
+        if method != self._method or body is None:
+            self._set_method(method, body is not None)
+        if body is not None or method == "POST":
+            curl.setopt(pycurl.POSTFIELDS, data)
+            self._body_size = len(data)
+
+    def _set_method(self, method: str, has_body: bool) -> None:
+        self.curl.unsetopt(pycurl.CUSTOMREQUEST)
+        if method == "HEAD":
+            self.curl.setopt(pycurl.NOBODY, 1)
+        elif has_body or method == "POST":
+            self.curl.setopt(pycurl.POST, 1)
+        else:
+            self.curl.setopt(pycurl.HTTPGET, 1)
+        if method not in ("HEAD", "POST", "GET") or (method == "GET" and has_body):
+            self.curl.setopt(pycurl.CUSTOMREQUEST, method)
+        # A request without a body changes more than its method; set everything the next time.
+        self._method = method if has_body else ""
+
+    def release(self) -> None:
+        """Let go of the request, so that an idle handle does not keep it in memory."""
+        self.job = None
+        self.header_lines = []
+        self.fault = None
+        if self._body_size > 4096:
+            self.curl.setopt(pycurl.POSTFIELDS, b"")
+            self._body_size = 0
+
+    def _open_socket(self, purpose: int, address: Any) -> Any:
+        """libcurl is about to dial: the last word on where. No socket exists before this."""
+        family, kind, protocol, where = address
+        dialled = where[0] if isinstance(where, tuple) else str(where)
+        reason = self._refusal(dialled)
+        if reason is not None:
+            self.fault = DestinationBlocked(reason)
+            return pycurl.SOCKET_BAD
+        try:
+            return self._limits.open_socket(family, kind, protocol)
+        except OSError as error:
+            self.fault = LocalFault(f"no socket could be opened ({error.strerror})")
+            return pycurl.SOCKET_BAD
+
+    def _refusal(self, address: str) -> str | None:
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return f"{address} is not an IP address"
+        if self._pin is None or parsed not in self._pin.addresses:
+            return f"{address} is not an address that was looked up for this host"
+        return check_address(parsed, self._limits.allowed)
+
+    def _on_header(self, line: bytes) -> int | None:
+        self._room -= len(line) + LINE_COST
+        if self._room < 0:
+            self.fault = BadAnswer(f"the answer's headers have more than {HEADER_ROOM} bytes")
+            return 0
+        if line.startswith(b"HTTP/"):
+            self.header_lines = [line]
+        elif self.header_lines[-1].strip():
+            self.header_lines.append(line)
+        # What comes after the empty line are trailers, which must not be taken for headers
+        # (RFC 9110, section 6.5.1).
+        return None
+
+    def _on_body(self, data: bytes) -> int | None:
+        keep = self._limits.keep_response_bytes - len(self.body)
+        if keep > 0:
+            self.body += data[:keep]
+        self.received += len(data)
+        return None if self.received <= self._limits.max_response_bytes else 0
+
+    def succeeded(self) -> Result:
+        """The result of a request that libcurl calls complete."""
+        return self._answer(truncated=False)
+
+    def failed(self, code: int, message: str) -> Result:
+        """The result of a request that libcurl gave up, or that we made it give up."""
+        if code == pycurl.E_WRITE_ERROR and self.received > self._limits.max_response_bytes:
+            # We stopped reading a long body. The answer stands.
+            return self._answer(truncated=True)
+        error = self.fault or from_failure(self._failure(code, message))
+        return self._result(None, error)
+
+    def _answer(self, *, truncated: bool) -> Result:
+        job = self.job
+        assert job is not None
+        status = self.curl.getinfo(pycurl.RESPONSE_CODE)
+        wire = Wire(self.curl.getinfo(pycurl.PRIMARY_IP), truncated)
+        seconds = time.monotonic() - job.started
+        response = WireResponse(job.request, status, self.header_lines, self.body, seconds, wire)
+        return self._result(response, None)
+
+    def _result(
+        self, response: WireResponse | None, error: requests.RequestException | None
+    ) -> Result:
+        job = self.job
+        assert job is not None
+        getinfo = self.curl.getinfo
+        base = job.looked_up - job.started
+        connect, tls, first = (
+            getinfo(pycurl.CONNECT_TIME),
+            getinfo(pycurl.APPCONNECT_TIME),
+            getinfo(pycurl.STARTTRANSFER_TIME),
+        )
+        return Result(
+            response,
+            error,
+            time.monotonic() - job.started,
+            getinfo(pycurl.PRIMARY_IP),
+            Timings(base, connect and base + connect, tls and base + tls, first and base + first),
+            getinfo(pycurl.NUM_CONNECTS) == 0,
+        )
+
+    def _failure(self, code: int, message: str) -> Failure:
+        job = self.job
+        assert job is not None
+        getinfo = self.curl.getinfo
+        return Failure(
+            code=code,
+            message=message,
+            os_errno=getinfo(pycurl.OS_ERRNO),
+            https=self.https,
+            timeout=job.timeout,
+            connect=getinfo(pycurl.CONNECT_TIME),
+            tls=getinfo(pycurl.APPCONNECT_TIME),
+            first_byte=getinfo(pycurl.STARTTRANSFER_TIME),
+            verify_result=getinfo(pycurl.SSL_VERIFYRESULT),
+        )
+
+
+def header_lines(headers: Any) -> list[str]:
+    """Header lines in libcurl's spelling. Raises `InvalidHeader`."""
+    lines = ["Expect:"]
+    has_type = False
+    for name, value in headers.items():
+        lowered = name.lower()
+        if lowered in _OWN_HEADERS:
+            continue
+        if lowered == "content-type":
+            has_type = True
+        if isinstance(value, bytes):
+            value = value.decode("latin-1")
+        # libcurl's way to send a header without a value; "Name:" would leave it out.
+        lines.append(f"{name}: {value}" if value else f"{name};")
+    if not has_type:
+        lines.append("Content-Type:")
+    text = "\n".join(lines)
+    if text.count("\n") != len(lines) - 1 or "\r" in text or "\0" in text or not text.isascii():
+        raise InvalidHeader("a header contains a line break, a NUL or a character beyond ASCII")
+    return lines

@@ -1,0 +1,149 @@
+"""Parts that die: after recovery every accepted event has arrived.
+
+Duplicates are what at-least-once costs: no more than were in flight when the part died.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import redis
+from django.db import connection
+
+from deliveries import NewEvent, publish, publish_many
+from deliveries.models import Attempt, Delivery
+from deliveries.receiver import Receiver
+from subscriptions.models import Subscription
+from tests.end_to_end.conftest import PATIENCE, Workers, eventually
+from tests.factories import make_subscription
+from webhooks_project import engines
+from webhooks_project.engines.layout import POSTGRESQL
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.end_to_end]
+
+EVENTS = 200
+SUBSCRIPTIONS = 5
+IN_FLIGHT = 10
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def subscriptions(receiver: Receiver) -> list[Subscription]:
+    return [
+        make_subscription(url=receiver.url, headers={"X-Lane": str(n)}, max_in_flight=IN_FLIGHT)
+        for n in range(SUBSCRIPTIONS)
+    ]
+
+
+def publish_all(count: int = EVENTS) -> set[str]:
+    return {
+        event.id
+        for event in publish_many(
+            [NewEvent(topic="test.fault", payload={"n": n}) for n in range(count)]
+        )
+    }
+
+
+def arrivals(receiver: Receiver) -> Counter[tuple[str, str]]:
+    return Counter((one.header("X-Lane"), one.id) for one in receiver.received)
+
+
+def all_settled(count: int = EVENTS * SUBSCRIPTIONS) -> bool:
+    return Delivery.objects.filter(status="succeeded").count() == count
+
+
+def check_everything_arrived(receiver: Receiver, event_ids: set[str]) -> int:
+    """Every event at every subscription; returns the number of duplicates."""
+    seen = arrivals(receiver)
+    for number in range(SUBSCRIPTIONS):
+        assert {one for lane, one in seen if lane == str(number)} == event_ids
+    return seen.total() - len(seen)
+
+
+def test_a_worker_killed_in_the_middle_of_a_thousand_deliveries_loses_none(
+    workers: Workers, receiver: Receiver, subscriptions: list[Subscription]
+) -> None:
+    # A request that takes at most a second and a slice of one make leases of twelve seconds.
+    short = {"request_timeout": "1", "time_slice": "1"}
+    first = workers.worker(**short)
+    event_ids = publish_all()
+    assert receiver.wait_for(EVENTS, PATIENCE)
+    workers.kill(first)
+    at_death = len(receiver.received)
+    assert at_death < EVENTS * SUBSCRIPTIONS, "the worker was done before it could be killed"
+    settled = Delivery.objects.filter(status="succeeded").count()
+    workers.worker(**short)
+    workers.beat(**short)
+    eventually(all_settled, "everything being delivered after the worker's death")
+    duplicates = check_everything_arrived(receiver, event_ids)
+    # What had arrived and was not yet written down: at most what was in flight, and the one
+    # batch that was being settled.
+    assert duplicates <= at_death - settled
+    assert duplicates <= 2 * IN_FLIGHT * SUBSCRIPTIONS
+    unknown = Attempt.objects.filter(outcome="unknown")
+    assert unknown.count() >= duplicates
+    assert not Delivery.objects.exclude(lease_until=None).exists()
+
+
+def test_a_flushed_broker_loses_nothing(
+    workers: Workers,
+    receiver: Receiver,
+    subscriptions: list[Subscription],
+    broker: redis.Redis,
+) -> None:
+    event_ids = publish_all()
+    assert broker.llen("deliver") == SUBSCRIPTIONS
+    broker.flushall()
+    workers.worker()
+    workers.beat()
+    eventually(all_settled, "everything being delivered after the flush")
+    event_ids |= publish_all()
+    broker.flushall()
+    eventually(lambda: all_settled(2 * EVENTS * SUBSCRIPTIONS), "delivery after a flush at work")
+    assert check_everything_arrived(receiver, event_ids) == 0
+
+
+def test_a_restart_of_postgresql_loses_nothing_and_trips_nothing(
+    workers: Workers, receiver: Receiver, subscriptions: list[Subscription]
+) -> None:
+    workers.worker()
+    workers.beat()
+    event_ids = publish_all()
+    assert receiver.wait_for(EVENTS, PATIENCE)
+    server = engines.Cluster(engines.local_dir()).pid(POSTGRESQL)
+    assert server is not None
+    connection.close()
+    os.kill(server, signal.SIGQUIT)  # as hard as it gets: connections are cut, no shutdown
+    engines.ensure()
+    eventually(_can_connect, "the database being back")
+    event_ids.add(publish("test.fault", {"after": True}).id)
+    eventually(
+        lambda: all_settled((EVENTS + 1) * SUBSCRIPTIONS),
+        "everything being delivered after the restart",
+    )
+    duplicates = check_everything_arrived(receiver, event_ids)
+    assert duplicates <= IN_FLIGHT * SUBSCRIPTIONS
+    for subscription in subscriptions:
+        subscription.refresh_from_db()
+        assert (subscription.state, subscription.consecutive_failures) == ("active", 0)
+
+
+def _can_connect() -> bool:
+    from django.db import OperationalError
+
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except OperationalError:
+        connection.close()
+        return False
+    return True
