@@ -71,13 +71,12 @@ def start_gently(subscription_ids: Sequence[UUID]) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            UPDATE deliveries_lane lane
+            INSERT INTO deliveries_lane (
+                subscription_id, wake_again, "window", failures
+            )
+            SELECT one, false, 1, 0 FROM unnest(%s::uuid[]) AS one ORDER BY one
+            ON CONFLICT (subscription_id) DO UPDATE
             SET "window" = 1, failures = 0, resume_at = NULL, retrying_id = NULL
-            FROM (
-                SELECT subscription_id FROM deliveries_lane
-                WHERE subscription_id = ANY(%s::uuid[]) ORDER BY subscription_id FOR UPDATE
-            ) locked
-            WHERE lane.subscription_id = locked.subscription_id
             """,
             [list(subscription_ids)],
         )

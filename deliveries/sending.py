@@ -47,6 +47,10 @@ COUNTDOWN_SLACK = 0.05
 # somebody else sends anew what could not be recorded.
 SETTLE_PATIENCE = 30.0
 
+# How long after its claim a lane may begin requests, in seconds: then it looks anew whether its
+# subscription is still enabled, and still at the same address with the same secrets.
+FRESH = 1.0
+
 
 class Run:
     """One `deliver` task: finished once none of its lanes is being served any more."""
@@ -104,6 +108,12 @@ class Sender:
     def stop(self) -> None:
         """Begin no request any more; `serve` returns as soon as those in flight are settled."""
         self.stopping = True
+
+    def close(self) -> None:
+        """Stop, and end the stages once they have done what they have. Not to be used after."""
+        self.stop()
+        self._claims.close()
+        self._settlements.close()
 
     def settle(self, item: Result | LaneExit) -> None:
         self._settlements.put(item)
@@ -235,6 +245,7 @@ class Lane:
     __slots__ = (
         "_claimed",
         "_failures",
+        "_fresh_until",
         "_in_flight",
         "_lock",
         "_most",
@@ -261,6 +272,7 @@ class Lane:
         self._window = claimed.window
         self._most = claimed.max_in_flight
         self._failures = claimed.failures
+        self._fresh_until = time.monotonic() + FRESH
         self._in_flight = 0
         self._since_growth = 0
         self._stopped = False
@@ -275,11 +287,10 @@ class Lane:
 
     def _advance(self) -> None:
         """Send as much as the window allows; leave the lane once nothing is in flight."""
+        now = time.monotonic()
         while True:
             with self._lock:
-                if not self._stopped and (
-                    self._sender.stopping or time.monotonic() > self._run.deadline
-                ):
+                if self._sender.stopping or now > self._run.deadline:
                     self._stopped = True
                 if self._stopped or not self._queue or self._in_flight >= self._window:
                     leave = self._in_flight == 0 and (self._stopped or not self._queue)
@@ -319,15 +330,14 @@ class Lane:
             logger.exception("the answer to delivery %d could not be read", delivery.id)
             judged = broken(error)
         self._answered(delivery, started, judged)
+        if time.monotonic() > self._fresh_until:
+            self._stopped = True
         self._advance()
 
     def _answered(self, delivery: ClaimedDelivery, started: datetime, judged: Judged) -> None:
         following = decide(
             judged.outcome, delivery.retries_used, self._schedule, random.random()
         )
-        with self._lock:
-            self._in_flight -= 1
-            self._learn(delivery, judged.outcome, following)
         self._sender.settle(
             Result(
                 lane=self._claimed,
@@ -343,6 +353,11 @@ class Lane:
                 duration_ms=judged.duration_ms,
             )
         )
+        # Only now: another thread may leave the lane as soon as nothing is in flight, and its
+        # last result must be settled no later than that.
+        with self._lock:
+            self._in_flight -= 1
+            self._learn(delivery, judged.outcome, following)
 
     def _learn(self, delivery: ClaimedDelivery, outcome: Outcome, following: Next) -> None:
         """Grow the window with success; after a failure begin nothing more in this claim."""

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from django.db import connection
+
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
@@ -26,7 +28,8 @@ class Stage(Generic[Item]):
         self._name = name
         self._handle = handle
         self._most = most
-        self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        # None ends the thread.
+        self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
@@ -36,6 +39,12 @@ class Stage(Generic[Item]):
             self._start()
         self._items.put(item)
 
+    def close(self) -> None:
+        """Handle what was put before, then end the thread and its database connection."""
+        if self._thread is not None:
+            self._items.put(None)
+            self._thread.join()
+
     def _start(self) -> None:
         with self._starting:
             if self._thread is None:
@@ -43,14 +52,22 @@ class Stage(Generic[Item]):
                 self._thread.start()
 
     def _run(self) -> None:
-        while True:
-            batch = [self._items.get()]
-            while len(batch) < self._most:
+        while (first := self._items.get()) is not None:
+            batch = [first]
+            ended = False
+            while len(batch) < self._most and not ended:
                 try:
-                    batch.append(self._items.get_nowait())
+                    item = self._items.get_nowait()
                 except queue.Empty:
                     break
+                if item is None:
+                    ended = True
+                else:
+                    batch.append(item)
             try:
                 self._handle(batch)
             except Exception:
                 logger.exception("the %s stage failed with a batch of %d", self._name, len(batch))
+            if ended:
+                break
+        connection.close()

@@ -1,12 +1,16 @@
 """The Celery application: `celery -A webhooks_project worker` and `… beat`."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 from celery import Celery, signals
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "webhooks_project.settings")
+
+# About pickled messages, which this project neither sends nor accepts.
+warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
 
 app = Celery("webhooks_project")
 app.config_from_object("webhooks_project.celeryconfig")

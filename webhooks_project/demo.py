@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from subscriptions.models import Subscription, create_subscription
 
 EVENTS = 400
 RATE = 25  # events a second
-FLAKY_EVERY = 4  # one request in so many is answered 503
+FLAKY_EVERY = 4  # of so many events, one is answered 503 at first
 PATIENCE = 60.0
 # A healthy receiver is not slowed if its p99 stays below this, while another one is dead.
 HEALTHY_P99 = 0.5
@@ -110,15 +109,13 @@ class Latencies:
 
 
 def flaky() -> Callable[[Received], Answer]:
-    """Answers every fourth request with 503, whatever it is."""
-    lock = threading.Lock()
-    count = 0
+    """Answers the first request of every fourth event with 503, and its retries with 200."""
+    known: set[str] = set()
 
-    def respond(_: Received) -> Answer:
-        nonlocal count
-        with lock:
-            count += 1
-            return Answer(503 if count % FLAKY_EVERY == 0 else 200)
+    def respond(received: Received) -> Answer:
+        first = received.id not in known
+        known.add(received.id)
+        return Answer(503 if first and len(known) % FLAKY_EVERY == 0 else 200)
 
     return respond
 
@@ -166,7 +163,7 @@ class Story:
             if name in receivers:
                 receiver.add_secret(secret)
         self.tell("four subscriptions:  healthy   order.>")
-        self.tell("                     flaky     order.created   (every 4th answer is a 503)")
+        self.tell("                     flaky     order.created   (every 4th event gets a 503)")
         self.tell("                     dead      order.>         (nobody listens)")
         self.tell("                     quiet     invoice.*       (matches nothing)")
         return made

@@ -32,7 +32,7 @@ def _flag(name: str) -> bool:
 # With a database of your own, a missing key stops the start instead.
 if engines.embedded_database():
     for _name, _value in local_keys().items():
-        os.environ.setdefault(_name, _value)
+        os.environ[_name] = os.environ.get(_name) or _value
 
 SECRET_KEY = os.environ.get("SECRET_KEY", "")
 if not SECRET_KEY:

@@ -165,16 +165,21 @@ class Supervisor:
     def wait_until_ready(self, seconds: float) -> None:
         """Raises RuntimeError with what is missing, at once if the tree has ended."""
         deadline = time.monotonic() + seconds
-        while not self._ready.wait(TICK_SECONDS):
-            if self._ended.is_set():
-                raise RuntimeError(self.reason or "The programs were stopped.")
+        while not self._ended.is_set():
+            if self._ready.wait(TICK_SECONDS):
+                return
             if time.monotonic() > deadline:
                 late = [name for name, child in self._children.items() if not child.ready]
                 raise RuntimeError(f"Not ready within {seconds:g} s: {', '.join(late)}")
+        raise RuntimeError(self.reason or "The programs were stopped.")
 
     def stop(self) -> int:
         """End everything and wait for it; what `run()` would have returned."""
         self._stop_asked += 1
+        return self.wait()
+
+    def wait(self) -> int:
+        """After `start()`: until the tree has ended; what `run()` would have returned."""
         if self._thread is not None:
             self._thread.join()
         return 1 if self.reason else 0

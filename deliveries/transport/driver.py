@@ -350,6 +350,15 @@ class Driver:
         self._names.stop()
         unfinished = [handle.job for handle in self._handles.values() if handle.job is not None]
         unfinished += [job for _, _, job in self._resolving if job.destination is not None]
+        now = time.monotonic()
+        for job in never_started:
+            self._in_flight += 1
+            job.started = job.looked_up = now
+        for job in (*unfinished, *never_started):
+            self._fail(job, TransportClosed(f"not finished: {reason}"))
+        self._clean_up()
+
+    def _clean_up(self) -> None:
         for handle in self._handles.values():
             self._multi.remove_handle(handle.curl)
         for handle in (*self._handles.values(), *self._idle):
@@ -358,9 +367,3 @@ class Driver:
         self._poller.close()
         self._waker.close()
         self._wakee.close()
-        now = time.monotonic()
-        for job in never_started:
-            self._in_flight += 1
-            job.started = job.looked_up = now
-        for job in (*unfinished, *never_started):
-            self._fail(job, TransportClosed(f"not finished: {reason}"))

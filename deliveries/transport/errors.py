@@ -178,9 +178,9 @@ def _tls_fault(failure: Failure) -> requests.RequestException:
     if failure.verify_result in _CERTIFICATE_FAULTS:
         return SSLError(_CERTIFICATE_FAULTS[failure.verify_result])
     if failure.code == pycurl.E_PEER_FAILED_VERIFICATION:
-        if failure.verify_result:
-            return SSLError(f"the certificate is not valid (OpenSSL {failure.verify_result})")
-        return SSLError("the certificate is for another host name")
+        if "subject name" in failure.message:
+            return SSLError("the certificate is for another host name")
+        return SSLError(f"the certificate is not valid (OpenSSL {failure.verify_result})")
     if failure.os_errno in _RESET_ERRNOS:
         return SSLError("the connection was broken off during the TLS handshake")
     return SSLError("the TLS handshake failed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -137,6 +138,7 @@ class Handle:
             (pycurl.MAXAGE_CONN, IDLE_CONNECTION),
             (pycurl.MAXLIFETIME_CONN, CONNECTION_LIFETIME),
             (pycurl.OPENSOCKETFUNCTION, self._open_socket),
+            (pycurl.SOCKOPTFUNCTION, _keep_from_children),
             (pycurl.HEADERFUNCTION, self._on_header),
             (pycurl.WRITEFUNCTION, self._on_body),
         ):
@@ -299,6 +301,12 @@ class Handle:
             first_byte=getinfo(pycurl.STARTTRANSFER_TIME),
             verify_result=getinfo(pycurl.SSL_VERIFYRESULT),
         )
+
+
+def _keep_from_children(fd: int, purpose: int) -> int:
+    """pycurl duplicates the socket that it is given, and the copy would survive exec()."""
+    os.set_inheritable(fd, False)
+    return int(pycurl.SOCKOPT_OK)
 
 
 def header_lines(headers: Any) -> list[str]:

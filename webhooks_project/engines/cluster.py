@@ -194,6 +194,7 @@ class Cluster:
 
     def _spawn_guardian(self, report: int) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        path = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with self.layout.log.open("ab") as log:
             subprocess.run(  # noqa: S603
                 [
@@ -208,7 +209,7 @@ class Cluster:
                 stdout=log,
                 stderr=log,
                 cwd=CHECKOUT,
-                env=kept | {"PYTHONPATH": str(CHECKOUT)},
+                env=kept | {"PYTHONPATH": os.pathsep.join(path)},
                 pass_fds=[report],
                 start_new_session=True,
                 check=False,

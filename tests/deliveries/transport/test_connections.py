@@ -60,9 +60,8 @@ def test_a_request_on_a_new_connection_is_sent_once_even_if_no_answer_comes(
     def behave(connection: hostile.Connection) -> None:
         seen.append(connection.read_request())
 
-    with receiver(behave) as server:
-        with pytest.raises(requests.ConnectionError):
-            transport.send(post(server.url))
+    with receiver(behave) as server, pytest.raises(requests.ConnectionError):
+        transport.send(post(server.url))
     assert len(seen) == 1
 
 
@@ -102,9 +101,12 @@ def test_other_methods_leave_no_trace_on_the_next_request(
         transport.send(post(server.url, b"first"))
         transport.send(requests.Request(method, server.url).prepare())
         transport.send(post(server.url, b"last"))
-    assert seen[0].startswith(b"POST /hook ") and seen[0].endswith(b"\r\n\r\nfirst")
-    assert seen[1].startswith(method.encode() + b" /hook ") and seen[1].endswith(b"\r\n\r\n")
-    assert seen[2].startswith(b"POST /hook ") and seen[2].endswith(b"\r\n\r\nlast")
+    assert seen[0].startswith(b"POST /hook ")
+    assert seen[0].endswith(b"\r\n\r\nfirst")
+    assert seen[1].startswith(method.encode() + b" /hook ")
+    assert seen[1].endswith(b"\r\n\r\n")
+    assert seen[2].startswith(b"POST /hook ")
+    assert seen[2].endswith(b"\r\n\r\nlast")
 
 
 def test_the_environments_proxies_and_netrc_are_ignored(

@@ -63,40 +63,45 @@ def test_a_certificate_for_a_host_name_is_checked_against_that_name(
 
 def test_an_untrusted_certificate_is_refused(make_transport: Maker, ca_file: str) -> None:
     transport = make_transport(ca_file=ca_file)
-    with receiver(hostile.answers(OK), context(trustme.CA().issue_cert("127.0.0.1"))) as server:
-        with pytest.raises(SSLError, match="not trusted") as raised:
-            transport.send(post(server.url))
+    tls = context(trustme.CA().issue_cert("127.0.0.1"))
+    with (
+        receiver(hostile.answers(OK), tls) as server,
+        pytest.raises(SSLError, match="not trusted") as raised,
+    ):
+        transport.send(post(server.url))
     assert classify(raised.value) == "tls"
 
 
-def test_an_authority_that_only_the_system_trusts_is_not_trusted(make_transport: Maker) -> None:
-    """The default is the bundle of certifi, and a private authority is not in it."""
-    with receiver(hostile.answers(OK), context(trustme.CA().issue_cert("127.0.0.1"))) as server:
-        with pytest.raises(SSLError):
-            make_transport().send(post(server.url))
+def test_a_private_authority_is_not_trusted_by_default(make_transport: Maker) -> None:
+    tls = context(trustme.CA().issue_cert("127.0.0.1"))
+    with receiver(hostile.answers(OK), tls) as server, pytest.raises(SSLError):
+        make_transport().send(post(server.url))
 
 
 def test_an_expired_certificate_is_refused(
     make_transport: Maker, authority: trustme.CA, ca_file: str
 ) -> None:
     yesterday = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
-    leaf = authority.issue_cert("127.0.0.1", not_after=yesterday)
-    with receiver(hostile.answers(OK), context(leaf)) as server:
-        with pytest.raises(SSLError, match="the certificate has expired"):
-            make_transport(ca_file=ca_file).send(post(server.url))
+    tls = context(authority.issue_cert("127.0.0.1", not_after=yesterday))
+    with (
+        receiver(hostile.answers(OK), tls) as server,
+        pytest.raises(SSLError, match="the certificate has expired"),
+    ):
+        make_transport(ca_file=ca_file).send(post(server.url))
 
 
 def test_a_server_without_tls_is_a_tls_failure(make_transport: Maker) -> None:
-    with receiver(lambda connection: connection.send(OK)) as server:
-        with pytest.raises(SSLError) as raised:
-            make_transport().send(post(server.url.replace("http:", "https:")))
+    with (
+        receiver(lambda connection: connection.send(OK)) as server,
+        pytest.raises(SSLError) as raised,
+    ):
+        make_transport().send(post(server.url.replace("http:", "https:")))
     assert classify(raised.value) == "tls"
 
 
 def test_a_missing_file_of_authorities_is_our_own_fault(make_transport: Maker) -> None:
-    with receiver(hostile.is_silent) as server:
-        with pytest.raises(OSError) as raised:
-            make_transport(ca_file="/nowhere/ca.pem").send(post(server.url.replace("p:", "ps:")))
+    with receiver(hostile.is_silent) as server, pytest.raises(OSError) as raised:
+        make_transport(ca_file="/nowhere/ca.pem").send(post(server.url.replace("p:", "ps:")))
     assert classify(raised.value) == "internal"
 
 
@@ -138,4 +143,5 @@ def test_tls_secrets_are_not_logged_and_environment_bundles_are_ignored(
             for bundle in (ca_file, str(other))
         ]
     assert outputs == ["200", "SSLError"]
-    assert not key_log.exists()
+    # urllib3, which requests imports, creates the file; what matters is that it stays empty.
+    assert not key_log.exists() or "CLIENT" not in key_log.read_text()

@@ -106,6 +106,7 @@ class Command(BaseCommand):
                 tell(f"admin  http://127.0.0.1:{listener.getsockname()[1]}/admin/")
                 tell(f"login  admin / {password}")
                 tell("Ctrl-C ends everything.")
+                supervisor.wait()
                 supervisor.join()
                 raise CommandError(supervisor.reason or "the programs have ended")
             except RuntimeError as error:

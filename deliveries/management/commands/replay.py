@@ -1,0 +1,129 @@
+"""`manage.py replay`: send finished deliveries again."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentTypeError
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.core.management.base import CommandError, CommandParser
+from django.utils import timezone
+
+from deliveries.models import Delivery
+from deliveries.replaying import FINISHED, finished_deliveries, replay_many, why_not
+from subscriptions.management.base import OperatorCommand, add_json_flag, find_one
+
+_AGO = re.compile(r"(\d{1,9})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+# How many refusals are spelt out; the rest is counted.
+SHOWN = 20
+
+
+def moment(text: str) -> datetime:
+    """An argparse type: a time ago (`90s`, `15m`, `2h`, `7d`) or ISO 8601, UTC unless it says."""
+    try:
+        if match := _AGO.fullmatch(text):
+            return timezone.now() - timedelta(**{_UNITS[match[2]]: int(match[1])})
+        value = datetime.fromisoformat(text)
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise ArgumentTypeError(
+            f"{text[:80]!r} is not a time; write 2h (two hours ago), 7d or 2026-01-31T12:00"
+        ) from None
+
+
+def _delivery_id(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) >= 2**63:
+        raise ArgumentTypeError(f"{text[:80]!r} is not the id of a delivery, which is a number")
+    return int(text)
+
+
+class Command(OperatorCommand):
+    help = (
+        "Send finished deliveries again, with the webhook-id they had: those with the given ids, "
+        "or a subscription's. What belongs to a tripped or paused subscription is held until it "
+        "is active again."
+    )
+    examples = (
+        "4711 4712",
+        "--subscription billing --since 2h --dry-run",
+        "--subscription billing --status failed --since 2026-01-31 --until 2026-02-01",
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "ids", nargs="*", type=_delivery_id, metavar="DELIVERY_ID", help="id of a delivery"
+        )
+        parser.add_argument("--subscription", metavar="NAME", help="name or id of a subscription")
+        parser.add_argument(
+            "--status",
+            action="append",
+            choices=[status.value for status in FINISHED],
+            help="with --subscription: only these; repeatable (default: failed and discarded)",
+        )
+        parser.add_argument(
+            "--since",
+            type=moment,
+            metavar="TIME",
+            help="with --subscription: events published since then: 2h, 7d, 2026-01-31T12:00 (UTC)",
+        )
+        parser.add_argument(
+            "--until",
+            type=moment,
+            metavar="TIME",
+            help="with --subscription: events published before then",
+        )
+        parser.add_argument("--dry-run", action="store_true", help="only say how many there are")
+        add_json_flag(parser)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        ids = self._chosen(options)
+        if options["dry_run"]:
+            if options["json"]:
+                self.write_json({"chosen": len(ids)})
+            else:
+                self.stdout.write(f"{_deliveries(len(ids))} would be sent again.")
+            return
+        replayed, changed = replay_many(ids)
+        refused = why_not([one for one in ids if one not in changed])
+        if options["json"]:
+            self.write_json(
+                {
+                    "pending": replayed.pending,
+                    "held": replayed.held,
+                    "refused": {str(one): reason for one, reason in refused.items()},
+                }
+            )
+        else:
+            self.stdout.write(f"{_deliveries(replayed.pending)} will be sent again now.")
+            if replayed.held:
+                self.stdout.write(
+                    f"{_deliveries(replayed.held)} held until the subscription is active again."
+                )
+        if refused:
+            lines = [f"Delivery {one}: {reason}" for one, reason in list(refused.items())[:SHOWN]]
+            if len(refused) > SHOWN:
+                lines.append(f"… and {len(refused) - SHOWN} more that were not replayed.")
+            raise CommandError("\n".join(lines))
+
+    def _chosen(self, options: dict[str, Any]) -> list[int]:
+        narrowed = options["status"] or options["since"] or options["until"]
+        if bool(options["ids"]) == bool(options["subscription"]):
+            raise CommandError("Give the ids of deliveries, or --subscription NAME.", returncode=2)
+        if options["ids"]:
+            if narrowed:
+                raise CommandError(
+                    "--status, --since and --until go with --subscription.", returncode=2
+                )
+            return list(dict.fromkeys(options["ids"]))
+        return finished_deliveries(
+            find_one(options["subscription"]),
+            statuses=options["status"] or [Delivery.Status.FAILED, Delivery.Status.DISCARDED],
+            since=options["since"],
+            until=options["until"],
+        )
+
+
+def _deliveries(count: int) -> str:
+    return f"{count:,} {'delivery' if count == 1 else 'deliveries'}"

@@ -1,0 +1,161 @@
+"""Test events: one signed request to a subscription, at once, to see what its receiver says.
+
+Nothing is recorded: no event, no delivery, no attempt. The circuit is not told and not asked, so
+that a paused or tripped subscription can be tried before it is made active again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import requests
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
+
+from deliveries.bodies import Payload
+from deliveries.body import build_body
+from deliveries.claims import ClaimedDelivery, ClaimedLane
+from deliveries.requests import judge_response, prepare
+from deliveries.transport import Result as Answer
+from deliveries.transport import transport
+from subscriptions import crypto
+from subscriptions.ids import uuid7
+from subscriptions.models import Subscription
+from subscriptions.topics import validate_topic
+
+TEST_TOPIC = "webhooks.test"
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """What came of a test event. `status_code` None: there was no answer; `error` says why.
+
+    `response_body` is the beginning of the answer, harmless to look at.
+    """
+
+    event_id: str
+    status_code: int | None
+    error: str
+    response_body: str
+    duration_ms: int
+    remote_address: str
+
+    @property
+    def succeeded(self) -> bool:
+        return self.status_code is not None and 200 <= self.status_code < 300
+
+    def __str__(self) -> str:
+        if self.status_code is None:
+            return self.error
+        text = " ".join(self.response_body.split())
+        outcome = f"answered {self.status_code}" if self.succeeded else self.error
+        return f"{outcome} in {self.duration_ms} ms" + (
+            f": {text[:200]}" if self.succeeded and text else ""
+        )
+
+
+def send_test(subscription: Subscription, *, topic: str = TEST_TOPIC) -> Tested:
+    """Send one test event and wait for the answer, for `request_timeout` seconds at most.
+
+    Raises `InvalidTopic`. All that can go wrong with the request is in what comes back.
+    """
+    return send_tests([subscription], topic=topic)[0]
+
+
+def send_tests(subscriptions: Sequence[Subscription], *, topic: str = TEST_TOPIC) -> list[Tested]:
+    """`send_test` for many, all at the same time; the results are in the order asked."""
+    validate_topic(topic)
+    waiting = [_Test(one, topic) for one in subscriptions]
+    if not connection.in_atomic_block:
+        # Receivers may take their time, and others want the connection meanwhile.
+        connection.close()
+    for test in waiting:
+        test.begin()
+    return [test.wait() for test in waiting]
+
+
+class _Test:
+    def __init__(self, subscription: Subscription, topic: str) -> None:
+        now = datetime.now(UTC)
+        self._event_id = str(uuid7())
+        self._done = threading.Event()
+        self._tested: Tested | None = None
+        self._request: requests.PreparedRequest | None = None
+        payload = {"message": "This is a test event.", "subscription": subscription.name}
+        try:
+            body = build_body(self._event_id, now, topic, "test", payload)
+            secrets = [
+                crypto.decrypt(ciphertext).decode()
+                for ciphertext in subscription.secrets.live().values_list("ciphertext", flat=True)
+            ]
+            if not secrets:
+                self._end(error="the subscription has no signing secret; add one")
+                return
+            lane, delivery = _claimed(subscription, secrets)
+            delivery.event_id = self._event_id
+            delivery.payload = Payload(topic, body)
+            self._request = prepare(lane, delivery, int(time.time()))
+        except (crypto.SecretUnreadable, ImproperlyConfigured) as error:
+            self._end(error=str(error))
+
+    def begin(self) -> None:
+        if self._request is None:
+            return
+        try:
+            transport().submit(self._request, self._answered)
+        except (requests.RequestException, OSError) as error:
+            self._end(error=f"the request could not be made: {error}")
+
+    def wait(self) -> Tested:
+        self._done.wait()
+        assert self._tested is not None
+        return self._tested
+
+    def _answered(self, answer: Answer) -> None:
+        judged = judge_response(answer)
+        self._end(
+            status_code=judged.status_code,
+            error=judged.error,
+            response_body=judged.response_body,
+            duration_ms=judged.duration_ms,
+            remote_address=judged.remote_address,
+        )
+
+    def _end(
+        self,
+        *,
+        status_code: int | None = None,
+        error: str = "",
+        response_body: str = "",
+        duration_ms: int = 0,
+        remote_address: str = "",
+    ) -> None:
+        self._tested = Tested(
+            self._event_id, status_code, error, response_body, duration_ms, remote_address
+        )
+        self._done.set()
+
+
+def _claimed(subscription: Subscription, secrets: list[str]) -> tuple[ClaimedLane, ClaimedDelivery]:
+    """What a claim would have brought; `prepare` makes the same request of it."""
+    lane = ClaimedLane(
+        subscription_id=subscription.pk,
+        name=subscription.name,
+        url=subscription.url,
+        headers=subscription.headers,
+        epoch=subscription.circuit_epoch,
+        secrets=secrets,
+        unsendable="",
+        max_in_flight=subscription.max_in_flight,
+        window=1,
+        failures=0,
+        probe=False,
+    )
+    delivery = ClaimedDelivery(
+        id=0, event_id="", attempt_count=0, retries_used=0, lease_until=datetime.now(UTC)
+    )
+    return lane, delivery

@@ -1,0 +1,148 @@
+"""What the commands for operators have in common.
+
+Exit codes: 0 done (or already so), 1 refused or failed, 2 the command line is wrong. Errors are
+sentences on stderr. With `--json`, stdout holds JSON and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.management.base import (
+    BaseCommand,
+    CommandError,
+    CommandParser,
+    DjangoHelpFormatter,
+)
+from django.db import InterfaceError, OperationalError, ProgrammingError
+from psycopg import errors
+from psycopg_pool import PoolTimeout
+
+from subscriptions.models import Subscription, find_subscription
+from subscriptions.signing_secrets import InvalidSecret, parse
+
+WIDTH = 80
+
+
+class _Formatter(DjangoHelpFormatter, RawDescriptionHelpFormatter):
+    """Examples keep their lines."""
+
+
+class OperatorCommand(BaseCommand):
+    """A command whose failures are sentences and whose help has examples."""
+
+    examples: Sequence[str] = ()
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        if self.examples:
+            lines = "\n".join(f"  {prog_name} {subcommand} {example}" for example in self.examples)
+            kwargs.setdefault("epilog", f"examples:\n{lines}")
+        return super().create_parser(
+            prog_name, subcommand, **{"formatter_class": _Formatter, **kwargs}
+        )
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        try:
+            return super().execute(*args, **options)
+        except ProgrammingError as error:
+            if isinstance(error.__cause__, errors.UndefinedTable):
+                raise CommandError(
+                    "The database has no tables for this yet; run `manage.py migrate`."
+                ) from error
+            raise
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
+            raise CommandError(f"The database cannot be used: {one_line(error)}") from error
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from error
+
+    def write_json(self, value: Any) -> None:
+        self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def add_json_flag(parser: CommandParser) -> None:
+    parser.add_argument("--json", action="store_true", help="answer in JSON, for scripts")
+
+
+def find_one(name_or_id: str) -> Subscription:
+    """The subscription, or `CommandError`."""
+    try:
+        return find_subscription(name_or_id)
+    except Subscription.DoesNotExist as error:
+        raise CommandError(str(error)) from None
+
+
+def find_all(names_or_ids: Iterable[str]) -> list[Subscription]:
+    """The subscriptions, each once. `CommandError` for unknown ones, before anything is done."""
+    found: dict[Any, Subscription] = {}
+    unknown = []
+    for name_or_id in names_or_ids:
+        try:
+            subscription = find_subscription(name_or_id)
+            found[subscription.pk] = subscription
+        except Subscription.DoesNotExist:
+            unknown.append(name_or_id)
+    if unknown:
+        raise CommandError(
+            f"No subscription has the name or id {', '.join(repr(one[:100]) for one in unknown)}; "
+            "nothing was done. `manage.py subscriptions` lists them."
+        )
+    return list(found.values())
+
+
+def secret_argument(text: str) -> str:
+    """An argparse type: a signing secret; `-` reads one from standard input."""
+    try:
+        return parse(sys.stdin.readline() if text == "-" else text)
+    except InvalidSecret as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least` to `most`."""
+
+    def parse_number(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
+            raise ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse_number
+
+
+def seconds(text: str) -> float:
+    """An argparse type: seconds, from 0 to a year."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 366 * 86400:
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to a year")
+    return value
+
+
+def sentence(error: ValidationError) -> str:
+    """All messages of a validation error, each with its field's name."""
+    if not hasattr(error, "error_dict"):
+        return " ".join(error.messages)
+    return "\n".join(
+        f"{field}: {message}" if field != "__all__" else message
+        for field, messages in error.message_dict.items()
+        for message in messages
+    )
+
+
+def when(moment: datetime | None) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC") if moment else "never"

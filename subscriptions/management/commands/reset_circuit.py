@@ -1,0 +1,54 @@
+"""`manage.py reset_circuit`: send to tripped subscriptions again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import CommandError, CommandParser
+
+from subscriptions import circuit
+from subscriptions.management.base import find_all
+from subscriptions.management.switching import SwitchingCommand, add_discard_flag, add_names
+from subscriptions.models import Subscription
+
+
+class Command(SwitchingCommand):
+    help = (
+        "Reset the circuit of tripped subscriptions: they are active again, and what was held is "
+        "sent, gently at first. Active and paused ones are left as they are."
+    )
+    examples = ("billing", "billing audit --discard-held", "--all")
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        add_names(parser, optional=True)
+        parser.add_argument("--all", action="store_true", help="every tripped subscription")
+        add_discard_flag(parser)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if bool(options["names"]) == options["all"]:
+            raise CommandError(
+                "Give the names of subscriptions, or --all for every tripped one.", returncode=2
+            )
+        if options["all"]:
+            chosen = list(Subscription.objects.tripped())
+        else:
+            chosen = find_all(options["names"])
+        changed = circuit.reset(
+            [one.pk for one in chosen if one.state == "tripped"],
+            discard_held=options["discard_held"],
+        )
+        if not chosen and not options["json"]:
+            self.stdout.write("No subscription is tripped.")
+            return
+        held = "what was held is discarded" if options["discard_held"] else "what was held is sent"
+        self.report(
+            chosen,
+            changed,
+            done=f"reset; {held}",
+            already={
+                "active": "already active; nothing to reset",
+                "paused": "paused, not tripped; `manage.py resume` makes it active",
+                "tripped": "somebody else reset it just now",
+            },
+            as_json=options["json"],
+        )

@@ -1,0 +1,63 @@
+"""`manage.py rotate_secret`: a new signing secret, while the old one stays valid for a while."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import CommandParser
+
+from subscriptions.management.base import (
+    OperatorCommand,
+    add_json_flag,
+    find_one,
+    seconds,
+    secret_argument,
+    when,
+)
+
+
+class Command(OperatorCommand):
+    help = (
+        "Give a subscription a new signing secret and show it once. Until the old one ends, "
+        "requests are signed with both, so that the receiver can change over."
+    )
+    examples = ("billing", "billing --overlap 3600", "billing --overlap 0   # it has leaked")
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("name", help="name or id of the subscription")
+        parser.add_argument(
+            "--secret",
+            type=secret_argument,
+            metavar="whsec_…",
+            help="use this secret instead of a new one; - reads it from standard input, where no "
+            "list of processes shows it",
+        )
+        parser.add_argument(
+            "--overlap",
+            type=seconds,
+            metavar="SECONDS",
+            help="how long the old secret stays valid (default: WEBHOOKS_SECRET_OVERLAP)",
+        )
+        add_json_flag(parser)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        subscription = find_one(options["name"])
+        old = [secret.pk for secret in subscription.secrets.live()]
+        secret = subscription.rotate_secret(options["secret"], overlap=options["overlap"])
+        ends = max(
+            (one.expires_at for one in subscription.secrets.filter(pk__in=old) if one.expires_at),
+            default=None,
+        )
+        shown = secret if options["secret"] is None else None
+        if options["json"]:
+            self.write_json({"name": subscription.name, "secret": shown, "old_ends_at": ends})
+            return
+        self.stdout.write(f"{subscription.name!r} has a new signing secret.")
+        if shown is None:
+            self.stdout.write("  secret    as given")
+        else:
+            self.stdout.write(f"  secret    {shown}")
+        if ends is not None:
+            self.stdout.write(f"  old ends  {when(ends)}")
+        if shown is not None:
+            self.stdout.write("The secret is not shown again: hand it to the receiver now.")

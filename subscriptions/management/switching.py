@@ -1,0 +1,63 @@
+"""What the commands that change a subscription's state have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.core.management.base import CommandParser
+
+from subscriptions.management.base import OperatorCommand, add_json_flag
+from subscriptions.models import Subscription
+
+
+def add_names(parser: CommandParser, *, optional: bool = False) -> None:
+    parser.add_argument(
+        "names",
+        nargs="*" if optional else "+",
+        metavar="NAME",
+        help="name or id of a subscription; if one is unknown, nothing is done",
+    )
+    add_json_flag(parser)
+
+
+def add_discard_flag(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--discard-held",
+        action="store_true",
+        help="discard the deliveries that were held instead of sending them",
+    )
+
+
+class SwitchingCommand(OperatorCommand):
+    """Reports what was changed and what was already so."""
+
+    def report(
+        self,
+        subscriptions: Iterable[Subscription],
+        changed_ids: Iterable[Any],
+        *,
+        done: str,
+        already: dict[str, str],
+        as_json: bool,
+    ) -> None:
+        """`already` says, for each state that was left alone, what there is to know."""
+        changed = set(changed_ids)
+        subscriptions = sorted(subscriptions, key=lambda one: one.name)
+        if as_json:
+            self.write_json(
+                {
+                    "changed": [one.name for one in subscriptions if one.pk in changed],
+                    "unchanged": [
+                        {"name": one.name, "state": one.state}
+                        for one in subscriptions
+                        if one.pk not in changed
+                    ],
+                }
+            )
+            return
+        for one in subscriptions:
+            if one.pk in changed:
+                self.stdout.write(f"{one.name}: {done}")
+            else:
+                self.stdout.write(f"{one.name}: {already[one.state]}")

@@ -1,0 +1,83 @@
+"""A sender in the test's own process: real PostgreSQL, real sockets, no broker."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from deliveries import wakeups
+from deliveries.receiver import Answer, Received, Receiver
+from deliveries.sending import Sender
+from deliveries.transport import Transport
+from subscriptions.models import Subscription
+
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
+
+
+class Script:
+    """What a receiver answers: the next of `answers`, then 200 for ever."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.always: Answer | None = None
+        self.during: Callable[[], None] | None = None
+
+    def __call__(self, received: Received) -> Answer:
+        if self.always is not None:
+            return self.always
+        return self.answers.pop(0) if self.answers else Answer(200)
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+@pytest.fixture
+def receiver(script: Script) -> Iterator[Receiver]:
+    with Receiver(respond=script) as running:
+        yield running
+
+
+@pytest.fixture
+def ordered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[UUID, str, float]]:
+    """The wake-ups that would have been sent, as (subscription id, kind, seconds)."""
+    calls: list[tuple[UUID, str, float]] = []
+
+    def now(ids: Any, *, recovering: bool = False, one_by_one: bool = True) -> int:
+        calls.extend((one, "recover" if recovering else "deliver", 0.0) for one in ids)
+        return len(calls)
+
+    def later(ids: Any, seconds: float) -> None:
+        calls.extend((one, "recover", seconds) for one in ids)
+
+    for module in ("publishing", "wakeups", "holding", "sweeping"):
+        monkeypatch.setattr(f"deliveries.{module}.wake", now, raising=False)
+    monkeypatch.setattr(wakeups, "wake_later", later)
+    monkeypatch.setattr(wakeups, "lower_flags", lambda ids, queue: None)
+    return calls
+
+
+@pytest.fixture
+def sender(ordered: Any, configure: Callable[..., None]) -> Iterator[Sender]:
+    """Lets loopback through; its threads end with the test's own process."""
+    configure(allowed_networks=LOOPBACK, quick_retries=(1.0, 2.0, 4.0), retry_jitter=0.0)
+    transport = Transport(timeout=5.0, allowed_networks=LOOPBACK)
+    made = Sender(transport)
+    yield made
+    made.close()
+    transport.close(5)
+
+
+@pytest.fixture
+def send(sender: Sender) -> Callable[..., None]:
+    """Serve these subscriptions as one `deliver` task of the `recover` queue does."""
+
+    def run(*subscriptions: Subscription, recovering: bool = True) -> None:
+        sender.serve([one.pk for one in subscriptions], recovering=recovering)
+
+    return run

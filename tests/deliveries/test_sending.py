@@ -1,0 +1,546 @@
+"""What becomes of deliveries: claimed, sent, settled, in one process, rule by rule."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from deliveries import NewEvent, publish, publish_many
+from deliveries.models import Attempt, Delivery, Event, Lane
+from deliveries.receiver import Answer, Received, Receiver
+from deliveries.sending import Sender
+from deliveries.sweeping import Swept, sweep
+from subscriptions import circuit
+from subscriptions.models import SigningSecret, Subscription
+from tests.deliveries.conftest import Script
+from tests.factories import make_subscription, statuses
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+Send = Callable[..., None]
+
+
+def make_due(**which: Any) -> None:
+    """Let the time of every pending retry, and every lane's rest, be over."""
+    Delivery.objects.filter(status="pending", **which).update(next_attempt_at=timezone.now())
+    Lane.objects.update(resume_at=None)
+
+
+def publish_numbered(count: int) -> None:
+    publish_many([NewEvent(topic="test.one", payload={"n": n}) for n in range(count)])
+
+
+def the_delivery() -> Delivery:
+    return Delivery.objects.get()
+
+
+def test_a_success_ends_a_delivery(send: Send, receiver: Receiver, script: Script) -> None:
+    subscription = make_subscription(url=receiver.url)
+    publish("test.one", {})
+    script.answers = [Answer(201, b"thank you")]
+    send(subscription)
+    delivery = the_delivery()
+    assert delivery.status == "succeeded"
+    assert delivery.next_attempt_at is None
+    assert delivery.lease_until is None
+    assert delivery.finished_at is not None
+    attempt = Attempt.objects.get()
+    assert (attempt.status_code, attempt.response_body) == (201, "thank you")
+    subscription.refresh_from_db()
+    assert subscription.last_success_at is not None
+
+
+def test_a_failure_is_planned_again_and_announced(
+    send: Send, receiver: Receiver, script: Script, ordered: list[Any]
+) -> None:
+    subscription = make_subscription(url=receiver.url)
+    publish("test.one", {})
+    ordered.clear()
+    script.answers = [Answer(500, b"no\x00pe\x1b[31m")]
+    before = timezone.now()
+    send(subscription)
+    delivery = the_delivery()
+    assert (delivery.status, delivery.attempt_count, delivery.retries_used) == ("pending", 1, 1)
+    assert delivery.next_attempt_at is not None
+    assert delivery.next_attempt_at >= before + timedelta(seconds=0.9)
+    assert ordered == [(subscription.pk, "recover", pytest.approx(1.05))]
+    attempt = Attempt.objects.get()
+    assert (attempt.outcome, attempt.status_code) == ("http", 500)
+    assert "\x00" not in attempt.response_body
+    assert "\x1b" not in attempt.response_body
+    assert attempt.response_body.startswith("no")
+
+
+def test_four_quick_failures_are_one_failure_for_the_circuit(
+    send: Send, receiver: Receiver, script: Script
+) -> None:
+    subscription = make_subscription(url=receiver.url)
+    publish("test.one", {})
+    script.always = Answer(503)
+    counts = []
+    for _ in range(4):
+        send(subscription)
+        subscription.refresh_from_db()
+        counts.append(subscription.consecutive_failures)
+        make_due()
+    assert counts == [0, 0, 0, 1]
+    assert the_delivery().attempt_count == 4
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 400, 404])
+def test_a_final_answer_fails_the_delivery_at_once_and_counts(
+    send: Send, receiver: Receiver, script: Script, status: int
+) -> None:
+    subscription = make_subscription(url=receiver.url)
+    publish("test.one", {})
+    script.always = Answer(status, headers={"Location": receiver.url})
+    send(subscription)
+    delivery = the_delivery()
+    assert (delivery.status, delivery.attempt_count) == ("failed", 1)
+    assert delivery.last_error.startswith(str(status))
+    subscription.refresh_from_db()
+    assert subscription.consecutive_failures == 1
+    assert len(receiver.received) == 1
+
+
+def test_gone_trips_at_once_and_holds_the_rest(
+    send: Send, receiver: Receiver, script: Script
+) -> None:
+    subscription = make_subscription(url=receiver.url, max_in_flight=1)
+    publish_numbered(5)
+    script.always = Answer(410)
+    send(subscription)
+    subscription.refresh_from_db()
+    assert subscription.state == "tripped"
+    assert statuses(subscription) == {"failed": 1, "held": 4}
+    assert len(receiver.received) == 1
+
+
+def test_a_rate_limit_is_honoured_by_the_whole_lane_and_never_counts(
+    send: Send, receiver: Receiver, script: Script, ordered: list[Any]
+) -> None:
+    subscription = make_subscription(url=receiver.url, max_in_flight=1)
+    publish_numbered(3)
+    ordered.clear()
+    script.always = Answer(429, headers={"Retry-After": "30"})
+    send(subscription)
+    send(subscription)
+    assert len(receiver.received) == 1
+    assert ordered == [(subscription.pk, "recover", pytest.approx(30.05))]
+    subscription.refresh_from_db()
+    assert (subscription.state, subscription.consecutive_failures) == ("active", 0)
+    lane = Lane.objects.get()
+    assert lane.resume_at is not None
+    assert lane.resume_at > timezone.now() + timedelta(seconds=25)
+
+
+def test_after_one_failure_another_delivery_is_tried_and_a_healthy_receiver_goes_on(
+    send: Send, receiver: Receiver, script: Script
+) -> None:
+    subscription = make_subscription(url=receiver.url, max_in_flight=1)
+    publish_numbered(30)
+    script.answers = [Answer(500)]
+    send(subscription)
+    assert statuses(subscription) == {"pending": 1, "succeeded": 29}
+    lane = Lane.objects.get()
+    assert (lane.failures, lane.resume_at) == (0, None)
+
+
+def test_a_dead_receiver_is_asked_twice_and_then_left_in_peace(
+    send: Send, receiver: Receiver, ordered: list[Any]
+) -> None:
+    subscription = make_subscription(url=receiver.url, max_in_flight=1)
+    publish_numbered(50)
+    receiver.stop()
+    send(subscription)
+    assert Attempt.objects.count() == 2
+    assert {one.outcome for one in Attempt.objects.all()} == {"refused"}
+    assert Lane.objects.get().failures == 2
+    send(subscription)
+    assert Attempt.objects.count() == 2
+
+
+def test_a_failing_receiver_gets_one_request_at_a_time_the_same_delivery_first(
+    send: Send, receiver: Receiver, script: Script
+) -> None:
+    subscription = make_subscription(url=receiver.url, max_in_flight=10)
+    publish_numbered(40)
+    script.always = Answer(500)
+    send(subscription)
+    first = len(receiver.received)
+    assert first <= 11
+    for _ in range(3):
+        make_due()
+        send(subscription)
+    later = [one.id for one in receiver.received[first:]]
+    assert len(set(later)) == 1
+    subscription.refresh_from_db()
+    assert subscription.consecutive_failures == 1
+
+
+def test_deliveries_in_the_deliver_queue_pass_a_failing_subscription_on(
+    send: Send, receiver: Receiver, ordered: list[Any]
+) -> None:
+    subscription = make_subscription(url=receiver.url)
+    publish("test.one", {})
+    Lane.objects.create(subscription=subscription, failures=1, window=1)
+    ordered.clear()
+    send(subscription, recovering=False)
+    assert len(receiver.received) == 0
+    assert ordered == [(subscription.pk, "recover", 0.0)]
+
+
+def test_an_undecryptable_secret_ends_its_deliveries_visibly_and_no_others(
+    send: Send, receiver: Receiver
+) -> None:
+    poisoned, healthy = make_subscription(url=receiver.url), make_subscription(url=receiver.url)
+    SigningSecret.objects.filter(subscription=poisoned).update(ciphertext="gAAAAAnonsense")
+    publish("test.one", {})
+    send(poisoned, healthy)
+    assert statuses(healthy) == {"succeeded": 1}
+    assert statuses(poisoned) == {"failed": 1}
+    assert "secret" in Delivery.objects.get(subscription=poisoned).last_error
+    poisoned.refresh_from_db()
+    assert (poisoned.state, poisoned.consecutive_failures) == ("active", 0)
+
+
+def test_a_subscription_without_a_secret_sends_nothing_unsigned(
+    send: Send, receiver: Receiver
+) -> None:
+    subscription = make_subscription(url=receiver.url)
+    subscription.secrets.all().delete()
+    publish("test.one", {})
+    send(subscription)
+    assert len(receiver.received) == 0
+    assert statuses(subscription) == {"failed": 1}
+
+
+def test_a_delivery_whose_event_is_gone_ends_visibly(send: Send, receiver: Receiver) -> None:
+    subscription = make_subscription(url=receiver.url)
+    publish("test.one", {})
+    publish("test.two", {})
+    Event.objects.filter(topic="test.one").delete()
+    send(subscription)
+    assert statuses(subscription) == {"failed": 1, "succeeded": 1}
+
+
+def test_a_forbidden_address_is_not_dialled(
+    ordered: list[Any], configure: Callable[..., None], receiver: Receiver, sender: Sender
+) -> None:
+    from deliveries.transport import Transport
+
+    strict = Sender(Transport(timeout=2.0, allowed_networks=()))
+    subscription = make_subscription(url=receiver.url)
+    publish("test.one", {})
+    strict.serve([subscription.pk], recovering=True)
+    assert len(receiver.received) == 0
+    attempt = Attempt.objects.get()
+    assert attempt.outcome == "blocked"
+    assert "loopback" in attempt.error
+    strict.close()
+
+
+def test_a_probe_that_succeeds_closes_the_circuit(
+    send: Send, receiver: Receiver, script: Script, ordered: list[Any]
+) -> None:
+    subscription = tripped(send, receiver, script)
+    held = Delivery.objects.filter(status="held").count()
+    script.always = None
+    before = len(receiver.received)
+    send(subscription)
+    assert len(receiver.received) == before, "nothing before the probe is due"
+    Subscription.objects.update(next_probe_at=timezone.now())
+    assert sweep().probes == 1
+    send(subscription)
+    subscription.refresh_from_db()
+    assert subscription.state == "active"
+    assert (subscription.consecutive_failures, subscription.last_error) == (0, "")
+    send(subscription)
+    assert Delivery.objects.filter(status="succeeded").count() == held
+    oldest = Delivery.objects.order_by("id").exclude(status="failed").first()
+    assert oldest is not None
+    assert receiver.received[before].id == oldest.event_id
+
+
+def tripped(send: Send, receiver: Receiver, script: Script) -> Subscription:
+    """A subscription that five final answers tripped, with a few deliveries held."""
+    subscription = make_subscription(url=receiver.url, max_in_flight=1)
+    publish_numbered(8)
+    script.always = Answer(404)
+    send(subscription)
+    subscription.refresh_from_db()
+    assert subscription.state == "tripped"
+    assert statuses(subscription) == {"failed": 5, "held": 3}
+    return subscription
+
+
+def test_a_probe_that_fails_leaves_all_as_it_was_and_comes_later(
+    send: Send, receiver: Receiver, script: Script
+) -> None:
+    subscription = tripped(send, receiver, script)
+    script.always = Answer(500)
+    Subscription.objects.update(next_probe_at=timezone.now())
+    before = len(receiver.received)
+    send(subscription)
+    assert len(receiver.received) == before + 1
+    subscription.refresh_from_db()
+    assert subscription.state == "tripped"
+    assert subscription.probe_count == 1
+    assert subscription.next_probe_at is not None
+    assert subscription.next_probe_at > timezone.now() + timedelta(seconds=500)
+    assert statuses(subscription) == {"failed": 5, "held": 3}
+
+
+def test_a_manual_circuit_is_never_probed(send: Send, receiver: Receiver, script: Script) -> None:
+    subscription = tripped(send, receiver, script)
+    Subscription.objects.update(next_probe_at=None, recovery="manual")
+    assert sweep().probes == 0
+    before = len(receiver.received)
+    send(subscription)
+    assert len(receiver.received) == before
+
+
+def test_a_release_begins_with_one_request_and_doubles(
+    sender: Sender, ordered: list[Any]
+) -> None:
+    """What is in flight together: one, two, four … up to the subscription's own limit."""
+    in_flight: list[int] = []
+
+    def respond(_: Received) -> Answer:
+        return Answer(200, delay=0.05)
+
+    with Receiver(respond=respond) as slow:
+        subscription = make_subscription(url=slow.url, max_in_flight=8)
+        circuit.pause([subscription.pk])
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO deliveries_event (id, topic, type, body, created_at) "
+                "VALUES ('e', 'test.one', '', '{}', now())"
+            )
+            cursor.execute(
+                "INSERT INTO deliveries_delivery (event_id, subscription_id, status, "
+                "attempt_count, retries_used, last_error, created_at) "
+                "SELECT 'e', %s, 'held', 0, 0, '', now() FROM generate_series(1, 63)",
+                [subscription.pk],
+            )
+        circuit.reset([subscription.pk])
+        while Delivery.objects.filter(status="pending").exists():
+            sender.serve([subscription.pk], recovering=True)
+        arrivals = [one.at for one in slow.received]
+        end = [at + 0.05 for at in arrivals]
+        for number, at in enumerate(arrivals):
+            in_flight.append(sum(1 for begin, over in zip(arrivals, end, strict=True)
+                                 if begin <= at < over and begin <= arrivals[number]))
+    assert len(arrivals) == 63
+    assert in_flight[0] == 1
+    assert max(in_flight[:3]) <= 2
+    assert max(in_flight[:7]) <= 4
+    assert 4 < max(in_flight) <= 8
+
+
+@pytest.fixture
+def stale_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer finds the claim too old to begin another request without looking anew."""
+    monkeypatch.setattr("deliveries.sending.FRESH", 0.0)
+
+
+def test_a_pause_while_a_request_is_in_flight_keeps_its_result(
+    sender: Sender, ordered: list[Any], stale_at_once: None
+) -> None:
+    with held_request(sender) as (subscription, let_go):
+        circuit.pause([subscription.pk])
+        assert statuses(subscription) == {"held": 2}
+        let_go()
+    assert statuses(subscription) == {"succeeded": 1, "held": 1}
+    assert not Delivery.objects.exclude(lease_until=None).exists()
+
+
+def test_a_deletion_while_a_request_is_in_flight_leaves_the_truth(
+    sender: Sender, ordered: list[Any], stale_at_once: None
+) -> None:
+    with held_request(sender) as (subscription, let_go):
+        key = subscription.pk
+        subscription.delete()
+        found = Delivery.objects.filter(subscription_id=key)
+        assert {one.status for one in found} == {"discarded"}
+        assert {one.last_error for one in found} == {"its subscription was deleted"}
+        let_go()
+    assert sorted(one.status for one in found.all()) == ["discarded", "succeeded"]
+    assert not Lane.objects.exists()
+
+
+def test_a_failure_that_comes_back_after_a_new_url_does_not_count(
+    sender: Sender, ordered: list[Any]
+) -> None:
+    with held_request(sender, status=404) as (subscription, let_go):
+        subscription.url = "http://127.0.0.1:9/"
+        subscription.save()
+        let_go()
+    subscription.refresh_from_db()
+    assert subscription.consecutive_failures == 0
+    assert not subscription.last_error.startswith("404")
+    assert statuses(subscription)["failed"] == 1
+
+
+class held_request:  # noqa: N801 - used like a function
+    """Two deliveries, the first of which is in flight until `let_go` is called."""
+
+    def __init__(self, sender: Sender, status: int = 200) -> None:
+        self._sender = sender
+        self._status = status
+
+    def __enter__(self) -> tuple[Subscription, Callable[[], None]]:
+        self._receiver = Receiver(respond=lambda _: Answer(self._status))
+        self._receiver.start()
+        self._receiver.pause()
+        subscription = make_subscription(url=self._receiver.url, max_in_flight=1)
+        publish_numbered(2)
+        self._thread = threading.Thread(
+            target=self._sender.serve,
+            args=([subscription.pk],),
+            kwargs={"recovering": True},
+        )
+        self._thread.start()
+        deadline = threading.Event()
+        while not Delivery.objects.exclude(lease_until=None).exists():
+            assert not deadline.wait(0.01)
+        return subscription, self._let_go
+
+    def _let_go(self) -> None:
+        self._receiver.start()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def __exit__(self, *_: object) -> None:
+        self._receiver.close()
+        self._thread.join(20)
+
+
+def test_an_expired_lease_is_an_attempt_of_unknown_outcome_and_sent_again(
+    send: Send, receiver: Receiver
+) -> None:
+    subscription = make_subscription(url=receiver.url)
+    publish("test.one", {})
+    past = timezone.now() - timedelta(seconds=1)
+    Delivery.objects.update(lease_until=past)
+    Lane.objects.create(subscription=subscription, lease_until=past)
+    send(subscription)
+    assert the_delivery().status == "succeeded"
+    assert the_delivery().attempt_count == 2
+    assert [(one.number, one.outcome) for one in Attempt.objects.order_by("number")] == [
+        (1, "unknown"),
+        (2, "success"),
+    ]
+
+
+def test_a_lane_that_somebody_serves_is_left_to_him_and_marked(
+    send: Send, receiver: Receiver
+) -> None:
+    subscription = make_subscription(url=receiver.url)
+    publish("test.one", {})
+    Lane.objects.create(
+        subscription=subscription, lease_until=timezone.now() + timedelta(seconds=60)
+    )
+    send(subscription)
+    assert len(receiver.received) == 0
+    assert Lane.objects.get().wake_again
+
+
+def test_twenty_tasks_for_one_subscription_send_each_event_once(
+    sender: Sender, receiver: Receiver, at_once: Callable[..., list[Any]]
+) -> None:
+    subscription = make_subscription(url=receiver.url)
+    publish_numbered(100)
+    at_once(lambda _: sender.serve([subscription.pk], recovering=True), 20)
+    assert statuses(subscription) == {"succeeded": 100}
+    assert len(receiver.received) == 100
+
+
+def test_a_result_that_the_database_refuses_ends_alone(
+    send: Send, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import deliveries.sending
+
+    real = deliveries.sending.judge_response
+
+    def spoil(answer: Any) -> Any:
+        from dataclasses import replace
+
+        judged = real(answer)
+        return replace(judged, response_body="a\x00b") if spoiled.pop() else judged
+
+    spoiled = [False] * 5 + [True] + [False] * 4
+    monkeypatch.setattr(deliveries.sending, "judge_response", spoil)
+    subscription = make_subscription(url=receiver.url)
+    publish_numbered(10)
+    send(subscription)
+    assert statuses(subscription) == {"succeeded": 9, "failed": 1}
+    assert "could not be recorded" in Delivery.objects.get(status="failed").last_error
+
+
+def test_a_slice_that_is_over_leaves_the_rest_to_a_new_wake_up(
+    send: Send, receiver: Receiver, ordered: list[Any], configure: Callable[..., None],
+    script: Script,
+) -> None:
+    configure(time_slice=0.1)
+    subscription = make_subscription(url=receiver.url, max_in_flight=1)
+    publish_numbered(20)
+    ordered.clear()
+    script.always = Answer(200, delay=0.03)
+    send(subscription)
+    left = statuses(subscription)
+    assert 0 < left["succeeded"] < 20
+    assert ordered == [(subscription.pk, "deliver", 0.0)]
+    assert not Delivery.objects.exclude(lease_until=None).exists()
+
+
+def test_a_sender_that_stops_finishes_what_is_in_flight_and_begins_nothing(
+    sender: Sender, ordered: list[Any]
+) -> None:
+    with held_request(sender) as (subscription, let_go):
+        sender.stop()
+        let_go()
+    assert statuses(subscription) == {"succeeded": 1, "pending": 1}
+    assert not Delivery.objects.exclude(lease_until=None).exists()
+
+
+def test_the_sweep_finds_due_work_and_leaves_the_rest_alone(ordered: list[Any]) -> None:
+    due, resting, served, later = (make_subscription() for _ in range(4))
+    publish("test.one", {})
+    soon = timezone.now() + timedelta(seconds=60)
+    Lane.objects.create(subscription=resting, resume_at=soon)
+    Lane.objects.create(subscription=served, lease_until=soon)
+    Delivery.objects.filter(subscription=later).update(next_attempt_at=soon)
+    ordered.clear()
+    assert sweep() == Swept(due=1, failing=0, probes=0, stopped=0, deleted=0)
+    assert ordered == [(due.pk, "deliver", 0.0)]
+
+
+def test_the_sweep_holds_and_discards_what_slipped_in(ordered: list[Any]) -> None:
+    paused, deleted = make_subscription(), make_subscription()
+    publish("test.one", {})
+    key = deleted.pk
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE subscriptions_subscription SET enabled = false WHERE id = %s",
+                       [paused.pk])
+        cursor.execute("DELETE FROM subscriptions_signingsecret WHERE subscription_id = %s", [key])
+        cursor.execute("DELETE FROM subscriptions_subscription WHERE id = %s", [key])
+    found = sweep()
+    assert (found.stopped, found.deleted) == (1, 1)
+    assert statuses(paused) == {"held": 1}
+    assert Delivery.objects.get(subscription_id=key).status == "discarded"
+
+
+def test_held_deliveries_are_discarded_if_the_operator_says_so(
+    send: Send, receiver: Receiver, script: Script
+) -> None:
+    subscription = tripped(send, receiver, script)
+    circuit.reset([subscription.pk], discard_held=True)
+    assert statuses(subscription) == {"failed": 5, "discarded": 3}
+    assert Delivery.objects.filter(last_error="discarded by an operator").count() == 3

@@ -1,0 +1,310 @@
+"""Host names: what is dialled is what was judged, and one dead name server stops nobody else."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import requests
+
+from deliveries.transport import (
+    DestinationBlocked,
+    HostNotFound,
+    ResolverUnavailable,
+    Transport,
+    classify,
+)
+from tests.deliveries.transport import hostile
+from tests.deliveries.transport.conftest import LOOPBACK, post
+from tests.deliveries.transport.hostile import OK, receiver
+
+Maker = Callable[..., Transport]
+
+
+def rows(*addresses: str) -> list[tuple[object, ...]]:
+    return [
+        (
+            socket.AF_INET6 if ":" in address else socket.AF_INET,
+            socket.SOCK_STREAM,
+            6,
+            "",
+            (address, 0),
+        )
+        for address in addresses
+    ]
+
+
+class Resolver:
+    """Answers from a table whose values are addresses, an exception, or an event to wait for."""
+
+    def __init__(self, **table: object) -> None:
+        self.table = {name.replace("_", "."): value for name, value in table.items()}
+        self.asked: list[str] = []
+
+    def __call__(self, host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        self.asked.append(host)
+        value = self.table[host]
+        if isinstance(value, threading.Event):
+            value.wait(30)
+            raise socket.gaierror(socket.EAI_AGAIN, "too late")
+        if isinstance(value, Exception):
+            raise value
+        return rows(*value)  # type: ignore[misc]
+
+
+class Sockets:
+    """Counts the sockets that a transport opens."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+
+    def __call__(self, family: int, kind: int, protocol: int) -> socket.socket:
+        self.opened += 1
+        return socket.socket(family, kind, protocol)
+
+
+def test_a_name_is_looked_up_once_for_all_that_wait_and_then_remembered(
+    make_transport: Maker,
+) -> None:
+    resolver = Resolver(good_example=["127.0.0.1"])
+    transport = make_transport(resolver=resolver)
+    with receiver(hostile.answers(OK)) as server:
+        url = f"http://good.example:{server.port}/"
+        answers = transport.send_many([post(url)] * 20, max_in_flight=20)
+        assert all(isinstance(answer, requests.Response) for answer in answers)
+        transport.send(post(url))
+    assert resolver.asked == ["good.example"]
+
+
+def test_the_host_header_is_the_name_and_not_the_address(make_transport: Maker) -> None:
+    seen = []
+
+    def behave(connection: hostile.Connection) -> None:
+        seen.append(connection.read_request())
+        connection.send(OK)
+
+    transport = make_transport(resolver=Resolver(good_example=["127.0.0.1"]))
+    with receiver(behave) as server:
+        response = transport.send(post(f"http://good.example:{server.port}/"))
+    assert f"host: good.example:{server.port}\r\n".encode() in seen[0].lower()
+    assert response.raw.remote_address == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        ["169.254.169.254"],
+        ["127.0.0.1", "10.0.0.1"],
+        ["10.0.0.1", "127.0.0.1"],
+        ["127.0.0.1", "::ffff:127.0.0.1"],
+        ["127.0.0.1", "fe80::1%1"],
+        ["64:ff9b::a00:1"],
+    ],
+)
+def test_one_forbidden_address_among_several_refuses_the_host_and_opens_nothing(
+    make_transport: Maker, addresses: list[str]
+) -> None:
+    sockets = Sockets()
+    transport = make_transport(resolver=Resolver(evil_example=addresses), open_socket=sockets)
+    with pytest.raises(DestinationBlocked, match=r"evil\.example is refused") as raised:
+        transport.send(post("http://evil.example/"))
+    assert classify(raised.value) == "blocked"
+    assert sockets.opened == 0
+
+
+@pytest.mark.parametrize(
+    "url", ["http://10.0.0.1/", "http://[::ffff:7f00:1]/", "http://169.254.169.254/latest"]
+)
+def test_a_forbidden_literal_opens_nothing(make_transport: Maker, url: str) -> None:
+    sockets = Sockets()
+    with pytest.raises(DestinationBlocked):
+        make_transport(open_socket=sockets).send(post(url))
+    assert sockets.opened == 0
+
+
+def test_loopback_is_refused_by_a_transport_without_allowed_networks(
+    make_transport: Maker,
+) -> None:
+    sockets = Sockets()
+    with receiver(hostile.answers(OK)) as server:
+        with pytest.raises(DestinationBlocked, match="loopback"):
+            make_transport(allowed_networks=(), open_socket=sockets).send(post(server.url))
+        assert server.connections == 0
+    assert sockets.opened == 0
+
+
+def test_the_address_that_is_dialled_is_the_one_that_was_judged(make_transport: Maker) -> None:
+    """A second answer of the name server, between the check and the connection, changes nothing."""
+    resolver = Resolver(rebound_example=["127.0.0.1"])
+    transport = make_transport(resolver=resolver)
+    with receiver(hostile.answers_once_and_closes(OK)) as server:
+        url = f"http://rebound.example:{server.port}/"
+        assert transport.send(post(url)).raw.remote_address == "127.0.0.1"
+        resolver.table["rebound.example"] = ["127.0.0.2"]
+        assert transport.send(post(url)).raw.remote_address == "127.0.0.1"
+    assert resolver.asked == ["rebound.example"]
+
+
+def test_a_socket_is_refused_for_an_address_that_the_resolver_did_not_name(
+    make_transport: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hook at the socket does not rely on the pin: here the pin itself lies."""
+    from deliveries.transport import names
+
+    sockets = Sockets()
+    transport = make_transport(
+        resolver=Resolver(good_example=["127.0.0.1"]),
+        open_socket=sockets,
+        allowed_networks=[ipaddress.ip_network("127.0.0.1/32")],
+    )
+
+    class LyingPin(names.Pin):
+        def __init__(self, port: int, addresses: list[str]) -> None:
+            super().__init__(port, ["127.0.0.99"])
+
+    monkeypatch.setattr(names, "Pin", LyingPin)
+    with pytest.raises(DestinationBlocked, match=r"127\.0\.0\.99 is loopback"):
+        transport.send(post("http://good.example/"))
+    assert sockets.opened == 0
+
+
+def test_a_socket_is_refused_for_an_allowed_address_that_the_resolver_did_not_name(
+    make_transport: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deliveries.transport import names
+
+    sockets = Sockets()
+    transport = make_transport(resolver=Resolver(good_example=["127.0.0.1"]), open_socket=sockets)
+
+    class LyingPin(names.Pin):
+        def __init__(self, port: int, addresses: list[str]) -> None:
+            super().__init__(port, addresses)
+            self.resolve = [entry.replace("127.0.0.1", "127.0.0.99") for entry in self.resolve]
+
+    monkeypatch.setattr(names, "Pin", LyingPin)
+    with pytest.raises(DestinationBlocked, match="not an address that was looked up"):
+        transport.send(post("http://good.example/"))
+    assert sockets.opened == 0
+
+
+def test_a_kept_connection_is_not_used_once_the_name_means_another_address(
+    make_transport: Maker,
+) -> None:
+    resolver = Resolver(moving_example=["127.0.0.1"])
+    transport = make_transport(resolver=resolver, dns_cache=0.0)
+    with receiver(hostile.answers(OK)) as server:
+        url = f"http://moving.example:{server.port}/"
+        assert transport.send(post(url)).status_code == 200
+        assert transport.send(post(url)).status_code == 200
+        assert server.connections == 1
+        resolver.table["moving.example"] = ["127.0.0.2"]
+        with pytest.raises(requests.ConnectionError):
+            transport.send(post(url))
+        resolver.table["moving.example"] = ["10.0.0.1"]
+        with pytest.raises(DestinationBlocked):
+            transport.send(post(url))
+        assert server.connections == 1
+
+
+def test_the_second_address_is_tried_when_the_first_refuses(make_transport: Maker) -> None:
+    transport = make_transport(resolver=Resolver(two_example=["127.0.0.2", "127.0.0.1"]))
+    with receiver(hostile.answers(OK)) as server:
+        response = transport.send(post(f"http://two.example:{server.port}/"))
+    assert response.raw.remote_address == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "code"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "not known"), HostNotFound, "dns"),
+        (socket.gaierror(socket.EAI_AGAIN, "temporary"), ResolverUnavailable, "own_dns"),
+        (socket.gaierror(socket.EAI_FAIL, "fail"), ResolverUnavailable, "own_dns"),
+        (OSError(24, "Too many open files"), ResolverUnavailable, "own_dns"),
+        (ValueError("a bug"), ResolverUnavailable, "own_dns"),
+    ],
+)
+def test_no_such_host_and_our_own_name_servers_are_told_apart(
+    make_transport: Maker, fault: Exception, kind: type[Exception], code: str
+) -> None:
+    transport = make_transport(resolver=Resolver(gone_example=fault))
+    with pytest.raises(kind) as raised:
+        transport.send(post("http://gone.example/"))
+    assert classify(raised.value) == code
+
+
+def test_a_host_without_an_address_is_not_found(make_transport: Maker) -> None:
+    with pytest.raises(HostNotFound):
+        make_transport(resolver=Resolver(empty_example=[])).send(post("http://empty.example/"))
+
+
+def test_a_name_server_that_does_not_answer_ends_at_the_deadline_and_stops_nobody_else(
+    make_transport: Maker,
+) -> None:
+    stuck = threading.Event()
+    table = {f"stuck{n}_example": stuck for n in range(6)}
+    transport = make_transport(resolver=Resolver(good_example=["127.0.0.1"], **table))
+    failures: list[object] = []
+    done = threading.Semaphore(0)
+
+    def on_done(result):  # type: ignore[no-untyped-def]
+        failures.append((result.error, result.elapsed))
+        done.release()
+
+    try:
+        with receiver(hostile.answers(OK)) as server:
+            for number in range(6):
+                for _ in range(3):
+                    transport.submit(post(f"http://stuck{number}.example/"), on_done)
+            began = time.monotonic()
+            assert transport.send(post(f"http://good.example:{server.port}/")).status_code == 200
+            assert time.monotonic() - began < 0.5
+            for _ in range(18):
+                assert done.acquire(timeout=5)
+    finally:
+        stuck.set()
+    for error, elapsed in failures:
+        assert isinstance(error, ResolverUnavailable)
+        assert abs(elapsed - 1.0) < 0.5
+
+
+def test_names_that_were_slow_once_cannot_occupy_all_threads_again(make_transport: Maker) -> None:
+    stuck = threading.Event()
+    names = [f"bad{n}.example" for n in range(20)]
+    resolver = Resolver(good_example=["127.0.0.1"])
+    resolver.table.update(dict.fromkeys(names, socket.gaierror(socket.EAI_AGAIN, "temporary")))
+    transport = make_transport(resolver=resolver, dns_cache=0.0)
+    urls = [f"http://{name}/" for name in names]
+    try:
+        transport.send_many([post(url) for url in urls], max_in_flight=20)
+        resolver.table.update(dict.fromkeys(names, stuck))
+        with receiver(hostile.answers(OK)) as server:
+            for url in urls:
+                transport.submit(post(url), lambda result: None)
+            assert transport.send(post(f"http://good.example:{server.port}/")).status_code == 200
+    finally:
+        stuck.set()
+
+
+def test_a_failed_lookup_is_made_again_soon(make_transport: Maker) -> None:
+    resolver = Resolver(back_example=socket.gaierror(socket.EAI_AGAIN, "temporary"))
+    transport = make_transport(resolver=resolver, dns_cache=0.0)
+    with receiver(hostile.answers(OK)) as server:
+        url = f"http://back.example:{server.port}/"
+        with pytest.raises(ResolverUnavailable):
+            transport.send(post(url))
+        resolver.table["back.example"] = ["127.0.0.1"]
+        assert transport.send(post(url)).status_code == 200
+
+
+def test_localhost_goes_through_the_resolver_and_the_guard(make_transport: Maker) -> None:
+    sockets = Sockets()
+    transport = make_transport(
+        resolver=Resolver(localhost=["10.0.0.1"]), allowed_networks=LOOPBACK, open_socket=sockets
+    )
+    with pytest.raises(DestinationBlocked):
+        transport.send(post("http://localhost:1/"))
+    assert sockets.opened == 0
