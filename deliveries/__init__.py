@@ -1,9 +1,4 @@
-"""Publishing events and delivering them.
-
-    from deliveries import publish
-
-    publish("order.created", {"id": 42})
-"""
+"""Publishing events and delivering them: `from deliveries import publish`."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -188,8 +188,9 @@ def claim(
 ) -> Claim:
     """Take the lanes that are free and the deliveries that are due on them.
 
-    `token` names the claim. `failing_too`: whether lanes whose last attempt failed are taken or only named. A lane with
-    nothing due is left free. A claim whose process dies ends with its lease.
+    `token` names the claim. `failing_too`: whether lanes whose last attempt failed are taken or
+    only named. A lane with nothing due is left free. A claim whose process dies ends with its
+    lease.
     """
     values = conf()
     lanes: dict[uuid.UUID, ClaimedLane] = {}

@@ -6,6 +6,8 @@ twice at once, and may be killed anywhere.
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.db import connection
 
 from deliveries.holding import HELD_TOO_LONG
@@ -74,7 +76,7 @@ def prune() -> tuple[int, int]:
     return deliveries, events
 
 
-def _repeat(sql: str, **parameters: object) -> int:
+def _repeat(sql: str, **parameters: Any) -> int:
     total = 0
     while True:
         with connection.cursor() as cursor:

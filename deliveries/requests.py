@@ -103,9 +103,7 @@ def describe(status: int, text: str) -> str:
 
 def unsendable(reason: str) -> Judged:
     """The result of a delivery that cannot be sent, through no fault of its receiver."""
-    return Judged(
-        Outcome(Verdict.FINAL, excused=True, own_fault=True), UNSENDABLE, error=reason
-    )
+    return Judged(Outcome(Verdict.FINAL, excused=True, own_fault=True), UNSENDABLE, error=reason)
 
 
 def broken(error: Exception) -> Judged:

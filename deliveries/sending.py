@@ -335,9 +335,8 @@ class Lane:
         self._advance()
 
     def _answered(self, delivery: ClaimedDelivery, started: datetime, judged: Judged) -> None:
-        following = decide(
-            judged.outcome, delivery.retries_used, self._schedule, random.random()
-        )
+        spread = random.random()  # noqa: S311 - spreads retries, guards nothing
+        following = decide(judged.outcome, delivery.retries_used, self._schedule, spread)
         self._sender.settle(
             Result(
                 lane=self._claimed,
@@ -382,9 +381,7 @@ class Lane:
             self._rest = max(self._rest, outcome.retry_after)
         quick = self._schedule.quick
         in_quick = following.status == "pending" and following.retries_used <= len(quick)
-        if in_quick and (
-            self._retrying is None or following.retries_used > self._retrying[0]
-        ):
+        if in_quick and (self._retrying is None or following.retries_used > self._retrying[0]):
             self._retrying = (following.retries_used, delivery.id)
         if self._failures > 1 and outcome.verdict is Verdict.RETRY:
             # Twice in a row is no accident: rest, so that a dead receiver is not hammered.

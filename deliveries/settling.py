@@ -234,9 +234,7 @@ def _update_deliveries(results: Sequence[Result], tripped: set[UUID]) -> None:
     results = sorted(results, key=lambda one: one.delivery.id)
     statuses = [
         # Nothing is lost by tripping: a last retry that trips the circuit is held like the rest.
-        "held"
-        if one.next.exhausted and one.lane.subscription_id in tripped
-        else one.next.status
+        "held" if one.next.exhausted and one.lane.subscription_id in tripped else one.next.status
         for one in results
     ]
     with connection.cursor() as cursor:

@@ -155,7 +155,9 @@ def _send(subscription_ids: Sequence[UUID], queue: str, countdown: float | None 
 
     try:
         deliver.apply_async(
-            args=[[str(one) for one in subscription_ids]], queue=queue, countdown=countdown
+            ([str(one) for one in subscription_ids],),
+            queue=queue,
+            countdown=countdown,  # type: ignore[arg-type]
         )
     except (kombu.exceptions.OperationalError, redis.RedisError, OSError) as error:
         broker_outage.begin(error)

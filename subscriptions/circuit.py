@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from django.db import connection, transaction
+from django.dispatch import Signal
 
 from subscriptions import signals
 from subscriptions.conf import conf
@@ -271,12 +272,12 @@ def record_failed_probe(subscription_id: uuid.UUID, epoch: int, error: str) -> N
         )
 
 
-def _announce(signal: signals.Signal, subscription_ids: list[uuid.UUID]) -> None:
+def _announce(signal: Signal, subscription_ids: list[uuid.UUID]) -> None:
     if subscription_ids:
         transaction.on_commit(partial(_send, signal, subscription_ids))
 
 
-def _send(signal: signals.Signal, subscription_ids: list[uuid.UUID]) -> None:
+def _send(signal: Signal, subscription_ids: list[uuid.UUID]) -> None:
     from subscriptions.models import Subscription
 
     for subscription in Subscription.objects.filter(pk__in=subscription_ids):

@@ -197,9 +197,7 @@ class WebhookSettings:
     sweep_interval: float = _setting(
         5.0, _seconds(0.1, 3600), "seconds between two sweeps for due work that has no wake-up"
     )
-    dns_cache: float = _setting(
-        30.0, _seconds(0, 3600), "how long a resolved host name is reused"
-    )
+    dns_cache: float = _setting(30.0, _seconds(0, 3600), "how long a resolved host name is reused")
     ca_file: str = _setting(
         "", str, "certificate authorities (PEM) to trust instead of the bundle of certifi"
     )
@@ -212,7 +210,7 @@ class WebhookSettings:
     keep_failed_days: float = _setting(
         90.0, _seconds(0.0001), "days that failed and discarded deliveries are kept"
     )
-    topic_groups: dict[str, tuple[str, ...]] = _setting(
+    topic_groups: dict[str, tuple[str, ...]] = _setting(  # noqa: RUF009
         {}, _pattern_groups, "names for groups of topic patterns, as JSON"
     )
 

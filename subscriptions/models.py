@@ -99,9 +99,7 @@ class Subscription(models.Model):
         validators=[MinValueValidator(1), MaxValueValidator(1000)],
         help_text="Requests in flight at a time, at most.",
     )
-    recovery = models.CharField(
-        max_length=10, choices=Recovery.choices, default=_default_recovery
-    )
+    recovery = models.CharField(max_length=10, choices=Recovery.choices, default=_default_recovery)
 
     enabled = models.BooleanField(
         default=True, help_text="Off: paused by you, or tripped (then it has a trip time)."
@@ -155,16 +153,19 @@ class Subscription(models.Model):
         super().__init__(*args, **kwargs)
 
     @classmethod
-    def from_db(cls, db: Any, field_names: Any, values: Any) -> Subscription:
-        instance = super().from_db(db, field_names, values)
+    def from_db(cls, *args: Any, **kwargs: Any) -> Subscription:
+        instance = super().from_db(*args, **kwargs)
         instance._remember()
         return instance
 
     def refresh_from_db(
-        self, using: str | None = None, fields: Iterable[str] | None = None, **kwargs: Any
+        self,
+        using: str | None = None,
+        fields: Iterable[str] | None = None,
+        from_queryset: models.QuerySet[Subscription] | None = None,
     ) -> None:
         fields = None if fields is None else list(fields)
-        super().refresh_from_db(using=using, fields=fields, **kwargs)
+        super().refresh_from_db(using, fields, from_queryset)
         self._remember(fields)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
@@ -203,7 +204,11 @@ class Subscription(models.Model):
         return {
             name
             for name, value in self._current().items()
-            if (name not in _CIRCUIT_FIELDS if name not in self._loaded else value != self._loaded[name])
+            if (
+                name not in _CIRCUIT_FIELDS
+                if name not in self._loaded
+                else value != self._loaded[name]
+            )
         }
 
     def _remember(self, fields: Iterable[str] | None = None) -> None:
@@ -253,9 +258,7 @@ class SigningSecretQuerySet(models.QuerySet["SigningSecret"]):
 class SigningSecret(models.Model):
     """One signing secret of a subscription, encrypted. Several may be live at once."""
 
-    subscription = models.ForeignKey(
-        Subscription, on_delete=models.CASCADE, related_name="secrets"
-    )
+    subscription = models.ForeignKey(Subscription, on_delete=models.CASCADE, related_name="secrets")
     ciphertext = models.TextField(editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
     expires_at = models.DateTimeField(null=True, blank=True)
@@ -302,9 +305,7 @@ def create_subscription(
     `ValidationError` (with a message for each field) and `InvalidSecret`; then nothing is
     created.
     """
-    subscription = Subscription(
-        name=name, url=url, topic_patterns=list(topic_patterns), **fields
-    )
+    subscription = Subscription(name=name, url=url, topic_patterns=list(topic_patterns), **fields)
     subscription.full_clean()
     with transaction.atomic():
         subscription.save()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import sys
 import time
@@ -103,9 +104,7 @@ class Latencies:
     arrived: dict[str, float] = field(default_factory=dict)
 
     def of(self, event_ids: Sequence[str]) -> list[float]:
-        return [
-            self.arrived[one] - self.published[one] for one in event_ids if one in self.arrived
-        ]
+        return [self.arrived[one] - self.published[one] for one in event_ids if one in self.arrived]
 
 
 def flaky() -> Callable[[Received], Answer]:
@@ -139,7 +138,9 @@ class Story:
             subscriptions = self._subscribe(receivers)
             tripped_after = self._publish(subscriptions["dead"])
             self._tell_retries(subscriptions["flaky"])
-            held = Delivery.objects.filter(subscription=subscriptions["dead"], status="held").count()
+            held = Delivery.objects.filter(
+                subscription=subscriptions["dead"], status="held"
+            ).count()
             self.tell(f"the dead receiver comes back; {held} deliveries are held for it")
             dead.start()
             circuit.reset([subscriptions["dead"].pk])
@@ -223,7 +224,7 @@ class Story:
         history = list(attempts.filter(delivery=retried.delivery_id))
         delays = [
             f"{(after.started_at - before.started_at).total_seconds():.2f} s"
-            for before, after in zip(history, history[1:], strict=False)
+            for before, after in itertools.pairwise(history)
         ]
         answers = " → ".join(str(one.status_code) for one in history)
         self.tell(f"the flaky one needed {count} retries; one of them: {answers}")

@@ -7,6 +7,7 @@ embedded under `.local/`; nothing is started until something connects.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
@@ -92,9 +93,9 @@ TEMPLATES = [
 ]
 
 if engines.embedded_database():
-    DATABASES = {"default": engines.database_params()}
+    DATABASES: dict[str, dict[str, Any]] = {"default": engines.database_params()}
 else:
-    DATABASES = {"default": dj_database_url.config(env="DATABASE_URL")}
+    DATABASES = {"default": dict(dj_database_url.config(env="DATABASE_URL"))}
     if DATABASES["default"].get("ENGINE") != "django.db.backends.postgresql":
         raise ImproperlyConfigured(
             "DATABASE_URL must be a postgresql:// address: PostgreSQL is the queue of record."

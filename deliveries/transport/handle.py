@@ -36,6 +36,14 @@ LINE_COST = 64
 PIN_LIFETIME = 1200
 PIN_RENEWAL = 300
 
+# How often libcurl may turn to one request without a byte of a body moving. It ends floods that no
+# limit on bytes sees, such as a chunk extension without end, after about 0.2 s of computing time.
+# A turn is up to 160 KB; an answer has about 10 of them, and two more for every chunk.
+MOST_IDLE_TURNS = 500
+
+# Bytes that the kernel keeps of an answer until we read them.
+RECEIVE_BUFFER = 65536
+
 IDLE_CONNECTION = 60
 CONNECTION_LIFETIME = 600
 
@@ -81,8 +89,10 @@ class Handle:
 
     __slots__ = (
         "_body_size",
+        "_idle_turns",
         "_limits",
         "_method",
+        "_moved",
         "_pin",
         "_pin_set",
         "_room",
@@ -105,6 +115,8 @@ class Handle:
         self._pin: Pin | None = None
         self._pin_set = 0.0
         self._room = HEADER_ROOM
+        self._idle_turns = 0
+        self._moved = 0
         self._body_size = 0
         self.https = False
         self.job: Job | None = None
@@ -141,6 +153,8 @@ class Handle:
             (pycurl.SOCKOPTFUNCTION, _keep_from_children),
             (pycurl.HEADERFUNCTION, self._on_header),
             (pycurl.WRITEFUNCTION, self._on_body),
+            (pycurl.NOPROGRESS, 0),
+            (pycurl.XFERINFOFUNCTION, self._on_progress),
         ):
             curl.setopt(option, value)
         # The directory that libcurl was built with would be trusted besides `ca_file`.
@@ -157,6 +171,8 @@ class Handle:
         self.received = 0
         self.fault = None
         self._room = HEADER_ROOM
+        self._idle_turns = 0
+        self._moved = 0
         body = job.request.body
         data = body if isinstance(body, bytes) else b""
         curl.setopt(pycurl.HTTPHEADER, header_lines(job.request.headers))
@@ -210,7 +226,10 @@ class Handle:
             self.fault = DestinationBlocked(reason)
             return pycurl.SOCKET_BAD
         try:
-            return self._limits.open_socket(family, kind, protocol)
+            opened = self._limits.open_socket(family, kind, protocol)
+            # The kernel would let a flood grow this to megabytes, all read in one go.
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+            return opened
         except OSError as error:
             self.fault = LocalFault(f"no socket could be opened ({error.strerror})")
             return pycurl.SOCKET_BAD
@@ -236,6 +255,16 @@ class Handle:
         # What comes after the empty line are trailers, which must not be taken for headers
         # (RFC 9110, section 6.5.1).
         return None
+
+    def _on_progress(self, total: int, received: int, to_send: int, sent: int) -> int | None:
+        if received + sent != self._moved:
+            self._moved = received + sent
+            return None
+        self._idle_turns += 1
+        if self._idle_turns <= MOST_IDLE_TURNS:
+            return None
+        self.fault = BadAnswer("the answer goes on and on and says nothing")
+        return 1
 
     def _on_body(self, data: bytes) -> int | None:
         keep = self._limits.keep_response_bytes - len(self.body)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management.base import (
@@ -28,21 +28,38 @@ from subscriptions.models import Subscription, find_subscription
 from subscriptions.signing_secrets import InvalidSecret, parse
 
 WIDTH = 80
+_EXAMPLES = "examples:"
 
 
-class _Formatter(DjangoHelpFormatter, RawDescriptionHelpFormatter):
-    """Examples keep their lines."""
+class _Formatter(DjangoHelpFormatter):
+    """Examples keep their lines; all else is filled."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
 
 
 class OperatorCommand(BaseCommand):
     """A command whose failures are sentences and whose help has examples."""
 
     examples: Sequence[str] = ()
+    # They work, but a person who asks for help has other questions.
+    suppressed_base_arguments: ClassVar[set[str]] = {  # type: ignore[misc]
+        "--version",
+        "--verbosity",
+        "--settings",
+        "--pythonpath",
+        "--traceback",
+        "--no-color",
+        "--force-color",
+        "--skip-checks",
+    }
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         if self.examples:
-            lines = "\n".join(f"  {prog_name} {subcommand} {example}" for example in self.examples)
-            kwargs.setdefault("epilog", f"examples:\n{lines}")
+            lines = "\n".join(
+                f"  {prog_name} {subcommand} {example}".rstrip() for example in self.examples
+            )
+            kwargs.setdefault("epilog", f"{_EXAMPLES}\n{lines}")
         return super().create_parser(
             prog_name, subcommand, **{"formatter_class": _Formatter, **kwargs}
         )

@@ -2,75 +2,174 @@
 
 import django.core.validators
 import django.db.models.deletion
+from django.db import migrations, models
+
 import subscriptions.ids
 import subscriptions.models
 import subscriptions.validators
-from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='TopicIndexChange',
+            name="TopicIndexChange",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('version', models.BigIntegerField(db_index=True)),
-                ('subscription_id', models.UUIDField(null=True)),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("version", models.BigIntegerField(db_index=True)),
+                ("subscription_id", models.UUIDField(null=True)),
             ],
         ),
         migrations.CreateModel(
-            name='TopicIndexVersion',
+            name="TopicIndexVersion",
             fields=[
-                ('id', models.SmallIntegerField(default=1, primary_key=True, serialize=False)),
-                ('version', models.BigIntegerField()),
-                ('transaction', models.BigIntegerField()),
+                ("id", models.SmallIntegerField(default=1, primary_key=True, serialize=False)),
+                ("version", models.BigIntegerField()),
+                ("transaction", models.BigIntegerField()),
             ],
         ),
         migrations.CreateModel(
-            name='Subscription',
+            name="Subscription",
             fields=[
-                ('id', models.UUIDField(default=subscriptions.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('name', models.CharField(help_text='A name for operators and commands.', max_length=200, unique=True, validators=[subscriptions.validators.validate_name])),
-                ('url', models.CharField(help_text='Where events are sent, by POST: an http or https address.', max_length=2000, validators=[subscriptions.validators.validate_destination], verbose_name='URL')),
-                ('topic_patterns', models.JSONField(default=list, help_text='A list such as ["order.*", "attacker.>"]: `*` is one token, `>` the rest.', validators=[subscriptions.validators.validate_patterns])),
-                ('headers', models.JSONField(blank=True, default=dict, help_text='Headers to add to each request, as a JSON object.', validators=[subscriptions.validators.validate_headers])),
-                ('max_in_flight', models.PositiveSmallIntegerField(default=subscriptions.models._default_max_in_flight, help_text='Requests in flight at a time, at most.', validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000)])),
-                ('recovery', models.CharField(choices=[('automatic', 'automatic: probe it, and enable it once it answers'), ('manual', 'manual: wait for an operator')], default=subscriptions.models._default_recovery, max_length=10)),
-                ('enabled', models.BooleanField(default=True, help_text='Off: paused by you, or tripped (then it has a trip time).')),
-                ('auto_disabled_at', models.DateTimeField(blank=True, editable=False, null=True, verbose_name='tripped at')),
-                ('consecutive_failures', models.PositiveIntegerField(default=0, editable=False)),
-                ('last_success_at', models.DateTimeField(blank=True, editable=False, null=True)),
-                ('last_failure_at', models.DateTimeField(blank=True, editable=False, null=True)),
-                ('last_error', models.TextField(blank=True, default='', editable=False)),
-                ('circuit_epoch', models.BigIntegerField(default=0, editable=False)),
-                ('probe_count', models.PositiveSmallIntegerField(default=0, editable=False)),
-                ('next_probe_at', models.DateTimeField(blank=True, editable=False, null=True)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('updated_at', models.DateTimeField(auto_now=True)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=subscriptions.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "name",
+                    models.CharField(
+                        help_text="A name for operators and commands.",
+                        max_length=200,
+                        unique=True,
+                        validators=[subscriptions.validators.validate_name],
+                    ),
+                ),
+                (
+                    "url",
+                    models.CharField(
+                        help_text="Where events are sent, by POST: an http or https address.",
+                        max_length=2000,
+                        validators=[subscriptions.validators.validate_destination],
+                        verbose_name="URL",
+                    ),
+                ),
+                (
+                    "topic_patterns",
+                    models.JSONField(
+                        default=list,
+                        help_text='A list such as ["order.*", "attacker.>"]: `*` is one token, `>` the rest.',
+                        validators=[subscriptions.validators.validate_patterns],
+                    ),
+                ),
+                (
+                    "headers",
+                    models.JSONField(
+                        blank=True,
+                        default=dict,
+                        help_text="Headers to add to each request, as a JSON object.",
+                        validators=[subscriptions.validators.validate_headers],
+                    ),
+                ),
+                (
+                    "max_in_flight",
+                    models.PositiveSmallIntegerField(
+                        default=subscriptions.models._default_max_in_flight,
+                        help_text="Requests in flight at a time, at most.",
+                        validators=[
+                            django.core.validators.MinValueValidator(1),
+                            django.core.validators.MaxValueValidator(1000),
+                        ],
+                    ),
+                ),
+                (
+                    "recovery",
+                    models.CharField(
+                        choices=[
+                            ("automatic", "automatic: probe it, and enable it once it answers"),
+                            ("manual", "manual: wait for an operator"),
+                        ],
+                        default=subscriptions.models._default_recovery,
+                        max_length=10,
+                    ),
+                ),
+                (
+                    "enabled",
+                    models.BooleanField(
+                        default=True,
+                        help_text="Off: paused by you, or tripped (then it has a trip time).",
+                    ),
+                ),
+                (
+                    "auto_disabled_at",
+                    models.DateTimeField(
+                        blank=True, editable=False, null=True, verbose_name="tripped at"
+                    ),
+                ),
+                ("consecutive_failures", models.PositiveIntegerField(default=0, editable=False)),
+                ("last_success_at", models.DateTimeField(blank=True, editable=False, null=True)),
+                ("last_failure_at", models.DateTimeField(blank=True, editable=False, null=True)),
+                ("last_error", models.TextField(blank=True, default="", editable=False)),
+                ("circuit_epoch", models.BigIntegerField(default=0, editable=False)),
+                ("probe_count", models.PositiveSmallIntegerField(default=0, editable=False)),
+                ("next_probe_at", models.DateTimeField(blank=True, editable=False, null=True)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("updated_at", models.DateTimeField(auto_now=True)),
             ],
             options={
-                'ordering': ['name'],
-                'indexes': [models.Index(condition=models.Q(('next_probe_at__isnull', False)), fields=['next_probe_at'], name='subscription_probe_due')],
-                'constraints': [models.CheckConstraint(condition=models.Q(('enabled', False), ('auto_disabled_at', None), _connector='OR'), name='subscription_enabled_is_not_tripped')],
+                "ordering": ["name"],
+                "indexes": [
+                    models.Index(
+                        condition=models.Q(("next_probe_at__isnull", False)),
+                        fields=["next_probe_at"],
+                        name="subscription_probe_due",
+                    )
+                ],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("enabled", False), ("auto_disabled_at", None), _connector="OR"
+                        ),
+                        name="subscription_enabled_is_not_tripped",
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='SigningSecret',
+            name="SigningSecret",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('ciphertext', models.TextField(editable=False)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('expires_at', models.DateTimeField(blank=True, null=True)),
-                ('subscription', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='secrets', to='subscriptions.subscription')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("ciphertext", models.TextField(editable=False)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("expires_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "subscription",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="secrets",
+                        to="subscriptions.subscription",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-created_at', '-id'],
+                "ordering": ["-created_at", "-id"],
             },
         ),
     ]

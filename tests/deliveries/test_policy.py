@@ -33,12 +33,16 @@ def test_a_server_error_or_a_timeout_answer_is_retried(status: int) -> None:
     assert judge(status, "", None) == Outcome(Verdict.RETRY)
 
 
-@pytest.mark.parametrize("error", ["timeout", "dns", "refused", "reset", "tls", "protocol", "other"])
+@pytest.mark.parametrize(
+    "error", ["timeout", "dns", "refused", "reset", "tls", "protocol", "other"]
+)
 def test_every_network_error_is_retried(error: str) -> None:
     assert judge(None, error, None) == Outcome(Verdict.RETRY)
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 422, 451, 600])
+@pytest.mark.parametrize(
+    "status", [301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 422, 451, 600]
+)
 def test_every_other_answer_is_final(status: int) -> None:
     assert judge(status, "", None) == Outcome(Verdict.FINAL)
 

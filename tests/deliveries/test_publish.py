@@ -71,11 +71,13 @@ def test_a_tripped_subscription_gets_its_delivery_held_and_a_paused_one_gets_non
 ) -> None:
     tripped, paused = make_subscription(), make_subscription()
     with transaction.atomic():
-        circuit.record([
-            circuit.Report(
-                tripped.pk, tripped.circuit_epoch, circuit.tally([False] * 5), "x", True
-            )
-        ])
+        circuit.record(
+            [
+                circuit.Report(
+                    tripped.pk, tripped.circuit_epoch, circuit.tally([False] * 5), "x", True
+                )
+            ]
+        )
     circuit.pause([paused.pk])
     publish("test.one", {})
     assert statuses(tripped) == {"held": 1}

@@ -306,9 +306,7 @@ def test_a_manual_circuit_is_never_probed(send: Send, receiver: Receiver, script
     assert len(receiver.received) == before
 
 
-def test_a_release_begins_with_one_request_and_doubles(
-    sender: Sender, ordered: list[Any]
-) -> None:
+def test_a_release_begins_with_one_request_and_doubles(sender: Sender, ordered: list[Any]) -> None:
     """What is in flight together: one, two, four … up to the subscription's own limit."""
     in_flight: list[int] = []
 
@@ -335,8 +333,13 @@ def test_a_release_begins_with_one_request_and_doubles(
         arrivals = [one.at for one in slow.received]
         end = [at + 0.05 for at in arrivals]
         for number, at in enumerate(arrivals):
-            in_flight.append(sum(1 for begin, over in zip(arrivals, end, strict=True)
-                                 if begin <= at < over and begin <= arrivals[number]))
+            in_flight.append(
+                sum(
+                    1
+                    for begin, over in zip(arrivals, end, strict=True)
+                    if begin <= at < over and begin <= arrivals[number]
+                )
+            )
     assert len(arrivals) == 63
     assert in_flight[0] == 1
     assert max(in_flight[:3]) <= 2
@@ -388,7 +391,7 @@ def test_a_failure_that_comes_back_after_a_new_url_does_not_count(
     assert statuses(subscription)["failed"] == 1
 
 
-class held_request:  # noqa: N801 - used like a function
+class held_request:
     """Two deliveries, the first of which is in flight until `let_go` is called."""
 
     def __init__(self, sender: Sender, status: int = 200) -> None:
@@ -485,7 +488,10 @@ def test_a_result_that_the_database_refuses_ends_alone(
 
 
 def test_a_slice_that_is_over_leaves_the_rest_to_a_new_wake_up(
-    send: Send, receiver: Receiver, ordered: list[Any], configure: Callable[..., None],
+    send: Send,
+    receiver: Receiver,
+    ordered: list[Any],
+    configure: Callable[..., None],
     script: Script,
 ) -> None:
     configure(time_slice=0.1)
@@ -527,8 +533,9 @@ def test_the_sweep_holds_and_discards_what_slipped_in(ordered: list[Any]) -> Non
     publish("test.one", {})
     key = deleted.pk
     with connection.cursor() as cursor:
-        cursor.execute("UPDATE subscriptions_subscription SET enabled = false WHERE id = %s",
-                       [paused.pk])
+        cursor.execute(
+            "UPDATE subscriptions_subscription SET enabled = false WHERE id = %s", [paused.pk]
+        )
         cursor.execute("DELETE FROM subscriptions_signingsecret WHERE subscription_id = %s", [key])
         cursor.execute("DELETE FROM subscriptions_subscription WHERE id = %s", [key])
     found = sweep()

@@ -43,15 +43,30 @@ class Workers:
     def worker(self, queues: str = "deliver,recover,maintenance", **variables: str) -> Any:
         """A worker process, ready. `variables` are settings without their prefix."""
         return self._start(
-            ["worker", "--pool", "threads", "--concurrency", "32", "--queues", queues,
-             "--without-gossip", "--without-mingle", "-n", f"w{len(self._started)}@test"],
+            [
+                "worker",
+                "--pool",
+                "threads",
+                "--concurrency",
+                "32",
+                "--queues",
+                queues,
+                "--without-gossip",
+                "--without-mingle",
+                "-n",
+                f"w{len(self._started)}@test",
+            ],
             variables,
         )
 
     def beat(self, **variables: str) -> Any:
         return self._start(
-            ["beat", "--scheduler", "django_celery_beat.schedulers:DatabaseScheduler",
-             "--pidfile="],
+            [
+                "beat",
+                "--scheduler",
+                "django_celery_beat.schedulers:DatabaseScheduler",
+                "--pidfile=",
+            ],
             variables,
         )
 

@@ -171,7 +171,9 @@ def test_a_late_success_does_not_reopen_a_tripped_circuit() -> None:
     subscription = make_subscription()
     older = subscription.circuit_epoch
     trip(subscription)
-    record(report(subscription, True, epoch=older), )
+    record(
+        report(subscription, True, epoch=older),
+    )
     subscription.refresh_from_db()
     assert subscription.state == "tripped"
     assert subscription.consecutive_failures == 5

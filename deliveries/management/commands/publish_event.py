@@ -18,7 +18,7 @@ class Command(OperatorCommand):
     help = "Publish an event to every subscription whose patterns match its topic."
     examples = (
         """order.created --data '{"id": 42}'""",
-        "order.created --data @order.json --type created --id order-42",
+        "order.created --data @order.json --id order-42",
         "order.created --data - < order.json",
     )
 
@@ -75,7 +75,7 @@ class Command(OperatorCommand):
 
 def _matched(count: int, held: int) -> str:
     if not count:
-        return "No active or tripped subscription matches; `manage.py subscriptions --json` shows the patterns."
+        return "No active or tripped subscription matches."
     text = f"{count} subscription{'s match' if count > 1 else ' matches'}"
     return text + (f", {held} of them tripped: held until reset." if held else ".")
 

@@ -7,7 +7,7 @@ import signal
 import threading
 from argparse import ArgumentTypeError
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
@@ -120,10 +120,10 @@ class Command(OperatorCommand):
     examples = (
         "--port 9000 --secret whsec_…",
         "--port 9000 --fail-first 3",
-        "--port 9000 --status-file answer   # echo 503 > answer",
+        "--port 9000 --status-file answer  # echo 503 > answer",
     )
     # It needs neither database nor keys.
-    requires_system_checks: ClassVar[list[str]] = []
+    requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -162,7 +162,7 @@ class Command(OperatorCommand):
             type=_seconds,
             default=0.0,
             metavar="SECONDS",
-            help="answer that much later (%(default)s)",
+            help="answer that much later",
         )
         output = parser.add_mutually_exclusive_group()
         output.add_argument("--json", action="store_true", help="one line of JSON a request")

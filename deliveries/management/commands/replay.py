@@ -48,7 +48,7 @@ class Command(OperatorCommand):
     examples = (
         "4711 4712",
         "--subscription billing --since 2h --dry-run",
-        "--subscription billing --status failed --since 2026-01-31 --until 2026-02-01",
+        "--subscription billing --status failed --since 2026-01-31",
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

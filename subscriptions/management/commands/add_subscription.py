@@ -32,9 +32,9 @@ class Command(OperatorCommand):
         "Its signing secret is generated and shown once."
     )
     examples = (
-        "billing https://example.com/hook --pattern 'order.*'",
-        "audit https://example.com/all --pattern '>' --max-in-flight 2",
-        "old https://example.com/x --pattern a.b --secret - < secret.txt",
+        "billing https://example.com/a --pattern 'order.*'",
+        "audit https://example.com/b --pattern '>' --json",
+        "old https://example.com/ --pattern x --secret - < file",
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

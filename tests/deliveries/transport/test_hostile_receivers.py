@@ -71,34 +71,25 @@ def test_a_stalled_tls_handshake_ends_at_the_deadline(transport: Transport) -> N
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "code"),
+    "behaviour",
     [
-        pytest.param(
-            hostile.floods(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100), "protocol", id="100"
-        ),
-        pytest.param(
-            hostile.floods(b"", b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n" * 100),
-            "protocol",
-            id="103",
-        ),
-        pytest.param(
-            hostile.floods(b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n" * 1000), "protocol", id="headers"
-        ),
+        pytest.param(hostile.floods(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100), id="100"),
+        pytest.param(hostile.floods(b"", b"HTTP/1.1 103 Hints\r\nA: b\r\n\r\n" * 100), id="103"),
+        pytest.param(hostile.floods(b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n" * 1000), id="headers"),
         pytest.param(
             hostile.answers(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 2**20 + b"\r\n"),
-            "protocol",
             id="6 MB of headers",
         ),
-        pytest.param(
-            hostile.floods(b"HTTP/1.1 200 OK\r\nX-A: ", BODY), "protocol", id="one header"
-        ),
-        pytest.param(hostile.floods(b"HTTP/1.1 200 ", BODY), "protocol", id="status line"),
-        pytest.param(hostile.floods(CHUNKED + b"1;", BODY), "protocol", id="chunk extension"),
+        pytest.param(hostile.floods(b"HTTP/1.1 200 OK\r\nX-A: ", BODY), id="one header"),
+        pytest.param(hostile.floods(b"HTTP/1.1 200 ", BODY), id="status line"),
+        pytest.param(hostile.floods(CHUNKED + b"1;", BODY), id="chunk extension"),
+        pytest.param(hostile.floods(CHUNKED + b"0\r\n", b"X-A: b\r\n" * 1000), id="trailers"),
     ],
 )
 def test_a_flood_ends_early_in_little_memory(
-    transport: Transport, behaviour: Behaviour, code: str
+    make_transport: Callable[..., Transport], behaviour: Behaviour
 ) -> None:
+    transport = make_transport(timeout=20.0)
     with receiver(behaviour) as server:
         tracemalloc.start()
         resident = psutil.Process().memory_info().rss
@@ -108,8 +99,8 @@ def test_a_flood_ends_early_in_little_memory(
         grown = psutil.Process().memory_info().rss - resident
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert took < 1.5
-    assert classify(error) in (code, "timeout")
+    assert took < 10
+    assert classify(error) == "protocol"
     assert peak < 12 * 2**20
     assert grown < 24 * 2**20
 

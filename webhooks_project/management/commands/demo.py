@@ -68,7 +68,7 @@ class Command(BaseCommand):
             if not name.startswith("WEBHOOKS_") and name not in ENGINES
         }
         # Empty rather than absent: what is absent would be read from `.env`.
-        environment |= {name: "" for name in ENGINES}
+        environment |= dict.fromkeys(ENGINES, "")
         environment |= {**ENVIRONMENT, "WEBHOOKS_DEMO": "1", "WEBHOOKS_LOCAL_DIR": str(directory)}
         sys.stdout.flush()
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)  # noqa: S606
@@ -89,9 +89,7 @@ class Command(BaseCommand):
         log_path = directory / "demo.log"
         with listener, log_path.open("w") as log:
             tell(f"starting web, two workers and beat; their log is {_short(log_path)}")
-            supervisor = Supervisor(
-                installation(listener, directory, workers=1, threads=128), log
-            )
+            supervisor = Supervisor(installation(listener, directory, workers=1, threads=128), log)
             supervisor.start()
             try:
                 supervisor.wait_until_ready(60)
@@ -107,7 +105,7 @@ class Command(BaseCommand):
                 tell(f"login  admin / {password}")
                 tell("Ctrl-C ends everything.")
                 supervisor.wait()
-                supervisor.join()
+                supervisor.wait()
                 raise CommandError(supervisor.reason or "the programs have ended")
             except RuntimeError as error:
                 raise CommandError(f"{error}; see {log_path}") from None

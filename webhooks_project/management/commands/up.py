@@ -108,11 +108,12 @@ class Command(BaseCommand):
                     threads=options["threads"],
                 )
                 url = web_url(listener)
-                supervisor = Supervisor(
-                    programs,
-                    sys.stdout,
-                    on_ready=lambda: self.stdout.write(f"ready  web {url}  admin {url}admin/"),
-                )
+
+                def say_ready() -> None:
+                    self.stdout.write(f"ready  web {url}  admin {url}admin/")
+                    self.stdout.flush()
+
+                supervisor = Supervisor(programs, sys.stdout, on_ready=say_ready)
                 status = supervisor.run()
         except KeyboardInterrupt:  # before the supervisor took over
             return

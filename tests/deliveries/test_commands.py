@@ -1,0 +1,284 @@
+"""The commands with which an operator publishes, lists, replays and prunes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.utils import timezone
+
+from deliveries import publish, replaying
+from deliveries.models import Delivery, Event
+from subscriptions import circuit
+from subscriptions.models import Subscription
+from tests.commands import refusal, run, run_json
+from tests.factories import make_subscription, statuses
+from tests.subscriptions.test_commands import trip
+
+pytestmark = pytest.mark.django_db
+
+
+def finish(status: str = "failed", age: timedelta = timedelta(), **chosen: Any) -> list[int]:
+    """End open deliveries as if that long ago; returns their ids."""
+    then = timezone.now() - age
+    deliveries = Delivery.objects.filter(status__in=["pending", "held"], **chosen)
+    ids = sorted(deliveries.values_list("pk", flat=True))
+    deliveries.update(
+        status=status, next_attempt_at=None, finished_at=then, created_at=then,
+        retries_used=4, attempt_count=5, last_error="503",
+    )  # fmt: skip
+    return ids
+
+
+# publish_event
+
+
+def test_publishing_says_how_many_subscriptions_matched() -> None:
+    make_subscription(topic_patterns=["order.*"])
+    tripped = make_subscription(topic_patterns=["order.>"])
+    trip(tripped)
+    output = run("publish_event", "order.created", "--data", '{"id": 42}', "--type", "created")
+    event = Event.objects.get()
+    assert (event.topic, event.type, event.payload) == ("order.created", "created", {"id": 42})
+    assert event.id in output
+    assert "2 subscriptions match, 1 of them tripped" in output
+    assert "No active or tripped" in run("publish_event", "other", "--data", "{}")
+
+
+def test_the_payload_comes_from_a_file_or_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "order.json"
+    file.write_text('{"from": "file ü"}', encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"from": "stdin"}'))
+    ids = [run_json("publish_event", "a", "--data", data)["id"] for data in (f"@{file}", "-")]
+    assert [Event.objects.get(pk=one).payload["from"] for one in ids] == ["file ü", "stdin"]
+
+
+def test_the_same_event_is_published_once() -> None:
+    make_subscription(topic_patterns=["a"])
+    words = ("publish_event", "a", "--data", "{}", "--id", "order-1")
+    assert run_json(*words) == {
+        "id": "order-1", "topic": "a", "already_published": False, "subscriptions": 1, "held": 0,
+    }  # fmt: skip
+    assert run_json(*words)["already_published"]
+    assert "was published before" in run(*words)
+    assert Delivery.objects.count() == 1
+    assert "taken" in refusal("publish_event", "b", "--data", "{}", "--id", "order-1")
+
+
+@pytest.mark.parametrize(
+    ("topic", "data", "reason"),
+    [
+        ("a..b", "{}", "'a..b'"),
+        ("a", "{id: 1}", "--data is not JSON"),
+        ("a", "[1]", "a dict"),
+        ("a", '{"x": NaN}', "nan"),
+        ("a", "@/no/such/file", "/no/such/file cannot be read: No such file"),
+    ],
+)
+def test_a_wrong_event_is_refused_with_the_reason(topic: str, data: str, reason: str) -> None:
+    assert reason.lower() in refusal("publish_event", topic, "--data", data, code=2).lower()
+    assert not Event.objects.exists()
+
+
+# subscriptions
+
+
+def test_tripped_subscriptions_are_listed_first_with_their_error() -> None:
+    make_subscription(name="a", topic_patterns=["x"])
+    paused = make_subscription(name="b", topic_patterns=["x"])
+    tripped = make_subscription(name="c", topic_patterns=["x"])
+    trip(tripped, "503 Service Unavailable: " + "x" * 200)
+    circuit.pause([paused.pk])
+    for _ in range(3):
+        publish("x", {})
+    tripped.refresh_from_db()
+    heading, first, error, *others = run("subscriptions").splitlines()
+    assert heading.split()[0] == "STATE"
+    assert tripped.auto_disabled_at is not None
+    assert first.split() == [
+        "tripped", *tripped.auto_disabled_at.strftime("%Y-%m-%d %H:%M").split(), "1", "0", "3", "c",
+    ]  # fmt: skip
+    assert "503 Service Unavailable" in error
+    assert [line.split() for line in others] == [
+        ["paused", "-", "0", "0", "0", "b"],
+        ["active", "-", "0", "3", "0", "a"],
+    ]
+    assert all(len(line) <= 80 for line in run("subscriptions").splitlines())
+
+
+def test_the_list_has_one_state_if_asked(django_assert_num_queries: Any) -> None:
+    trip(make_subscription(name="a"))
+    for name in "bcdef":
+        make_subscription(name=name)
+    with django_assert_num_queries(2):
+        [one] = run_json("subscriptions", "--state", "tripped")
+    assert (one["name"], one["state"], one["held"]) == ("a", "tripped", 0)
+    assert run("subscriptions", "--state", "paused") == "No subscription is paused.\n"
+    with django_assert_num_queries(2):
+        assert len(run_json("subscriptions")) == 6
+
+
+def test_no_subscription_yet_is_said() -> None:
+    assert run("subscriptions") == "No subscription exists yet.\n"
+
+
+# replay
+
+
+@pytest.fixture
+def woken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The subscriptions for which a replay wakes workers."""
+    woken: list[Any] = []
+    monkeypatch.setattr(replaying, "wake", woken.extend)
+    return woken
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed", "discarded"])
+def test_a_finished_delivery_is_sent_again_with_its_id(
+    status: str, woken: list[Any], django_capture_on_commit_callbacks: Any
+) -> None:
+    subscription = make_subscription()
+    event = publish("test.a", {})
+    [delivery_id] = finish(status)
+    with django_capture_on_commit_callbacks(execute=True):
+        assert run("replay", str(delivery_id)) == "1 delivery will be sent again now.\n"
+    delivery = Delivery.objects.get()
+    assert (delivery.status, delivery.event_id) == ("pending", event.id)
+    assert (delivery.retries_used, delivery.attempt_count, delivery.last_error) == (0, 5, "")
+    assert delivery.finished_at is None
+    assert delivery.next_attempt_at is not None
+    assert woken == [subscription.pk]
+
+
+def test_a_replay_is_done_once_however_often_it_is_asked_for(woken: list[Any]) -> None:
+    make_subscription()
+    publish("test.a", {})
+    [delivery_id] = finish()
+    run("replay", str(delivery_id), str(delivery_id))
+    assert refusal("replay", str(delivery_id)) == (f"Delivery {delivery_id}: it is pending already")
+
+
+@pytest.mark.parametrize("stop", [trip, lambda one: circuit.pause([one.pk])])
+def test_what_belongs_to_a_stopped_subscription_is_held(
+    stop: Callable[[Subscription], object], woken: list[Any]
+) -> None:
+    subscription = make_subscription()
+    publish("test.a", {})
+    [delivery_id] = finish()
+    stop(subscription)
+    assert run_json("replay", str(delivery_id)) == {"pending": 0, "held": 1, "refused": {}}
+    assert statuses(subscription) == {"held": 1}
+    assert woken == []
+    circuit.reset([subscription.pk])
+    assert statuses(subscription) == {"pending": 1}
+
+
+def test_what_would_expire_at_once_is_not_held(configure: Callable[..., None]) -> None:
+    configure(hold_days=7)
+    subscription = make_subscription()
+    publish("test.a", {})
+    [delivery_id] = finish(age=timedelta(days=8))
+    circuit.pause([subscription.pk])
+    assert "too old to be held" in refusal("replay", str(delivery_id))
+    circuit.reset([subscription.pk])
+    assert run_json("replay", str(delivery_id))["pending"] == 1
+
+
+def test_what_cannot_be_replayed_is_said_and_the_rest_is_done(woken: list[Any]) -> None:
+    gone = make_subscription(topic_patterns=["test.a"])
+    publish("test.a", {})
+    finish()
+    make_subscription(topic_patterns=["test.b"])
+    publish("test.b", {})
+    finish()
+    gone.delete()
+    deleted, good = Delivery.objects.order_by("pk").values_list("pk", flat=True)
+    message = refusal("replay", str(good), str(deleted), "999999999")
+    assert message.splitlines() == [
+        f"Delivery {deleted}: its subscription was deleted",
+        "Delivery 999999999: there is no such delivery",
+    ]
+    assert Delivery.objects.get(pk=good).status == "pending"
+
+
+def test_a_subscriptions_failures_are_chosen_by_status_and_time(woken: list[Any]) -> None:
+    make_subscription(name="a")
+    make_subscription(name="b")
+    chosen = {"subscription__name": "a"}
+    for status, age in (("failed", 3), ("discarded", 1), ("succeeded", 1), ("failed", 30)):
+        publish("test.a", {})
+        finish(status, timedelta(hours=age))
+    assert run("replay", "--subscription", "a", "--dry-run") == (
+        "3 deliveries would be sent again.\n"
+    )
+    words = ("replay", "--subscription", "a", "--dry-run")
+    assert run_json(*words, "--since", "2h") == {"chosen": 1}
+    assert run_json(*words, "--since", "1d", "--until", "2h") == {"chosen": 1}
+    assert run_json(*words, "--status", "succeeded") == {"chosen": 1}
+    tomorrow = (timezone.now() + timedelta(days=1)).date().isoformat()
+    assert run_json(*words, "--since", tomorrow) == {"chosen": 0}
+    assert Delivery.objects.filter(status="pending").count() == 0
+    assert run_json("replay", "--subscription", "a")["pending"] == 3
+    assert Delivery.objects.filter(status="pending", **chosen).count() == 3
+
+
+def test_a_large_replay_goes_in_batches(monkeypatch: pytest.MonkeyPatch, woken: list[Any]) -> None:
+    monkeypatch.setattr(replaying, "BATCH", 2)
+    make_subscription(name="a")
+    for _ in range(5):
+        publish("test.a", {})
+    finish()
+    assert run_json("replay", "--subscription", "a")["pending"] == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ([], 2),
+        (["1", "--subscription", "a"], 2),
+        (["1", "--since", "2h"], 2),
+        (["one"], 1),
+        (["--subscription", "a", "--since", "yesterday"], 1),
+        (["--subscription", "nobody"], 1),
+    ],
+)
+def test_a_replay_that_is_not_clear_is_refused(words: list[str], code: int) -> None:
+    assert refusal("replay", *words, code=code)
+
+
+# prune
+
+
+def test_pruning_reports_what_it_did(configure: Callable[..., None]) -> None:
+    configure(keep_succeeded_days=1, keep_failed_days=1, hold_days=1)
+    make_subscription(name="a")
+    publish("test.a", {})
+    finish("succeeded", timedelta(days=2))
+    subscription = make_subscription(name="b")
+    trip(subscription)
+    publish("test.b", {})
+    old = timezone.now() - timedelta(days=2)
+    Delivery.objects.filter(status="held").update(created_at=old)
+    Event.objects.update(created_at=old)
+    assert run_json("prune") == {"expired": 1, "removed_deliveries": 1, "removed_events": 1}
+    output = run("prune")
+    assert [line.split()[-1] for line in output.splitlines()] == ["0", "0", "0"]
+
+
+@pytest.mark.parametrize(
+    "command", ["publish_event", "subscriptions", "replay", "prune", "send_test", "receiver"]
+)
+def test_help_fits_a_terminal(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        call_command(command, "--help")
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

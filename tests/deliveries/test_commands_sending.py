@@ -1,0 +1,271 @@
+"""`send_test` and `receiver`, over real sockets."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deliveries import send_test as module
+from deliveries.management.commands import receiver as command
+from deliveries.models import Attempt, Delivery, Event
+from deliveries.receiver import Answer, Received, Receiver
+from deliveries.send_test import send_test, send_tests
+from deliveries.transport import Transport
+from subscriptions import circuit, signing_secrets
+from subscriptions.models import Subscription
+from tests.commands import refusal, run, run_json
+from tests.factories import make_subscription_with_secret
+from tests.subscriptions.test_commands import trip
+
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
+ROOT = Path(__file__).resolve().parents[2]
+SECRET = signing_secrets.generate()
+
+
+@pytest.fixture
+def transport(
+    configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Transport]:
+    """A transport that may reach the test's receivers, and gives up soon."""
+    configure(allowed_networks=LOOPBACK)
+    made = Transport(timeout=1, allowed_networks=LOOPBACK)
+    monkeypatch.setattr(module, "transport", lambda: made)
+    yield made
+    made.close(1)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def subscription(db: None, transport: Transport, receiver: Receiver) -> Subscription:
+    made, secret = make_subscription_with_secret(
+        name="billing", url=f"{receiver.url}hook", headers={"X-Team": "blue"}
+    )
+    receiver.add_secret(secret)
+    return made
+
+
+def test_a_test_event_is_signed_and_leaves_no_trace(
+    subscription: Subscription, receiver: Receiver
+) -> None:
+    before = Subscription.objects.values().get()
+    answer = run_json("send_test", "billing")
+    [received] = receiver.received
+    assert (received.topic, received.verified) == ("webhooks.test", True)
+    assert received.header("X-Team") == "blue"
+    body = json.loads(received.body)
+    assert (body["id"], body["topic"], body["type"]) == (received.id, "webhooks.test", "test")
+    assert (answer["succeeded"], answer["status_code"]) == (True, 200)
+    assert answer["event_id"] == received.id
+    assert Subscription.objects.values().get() == before
+    for model in (Event, Delivery, Attempt):
+        assert not model.objects.exists()
+
+
+@pytest.mark.parametrize("stop", [trip, lambda one: circuit.pause([one.pk])])
+def test_a_stopped_subscription_can_be_tried_and_stays_stopped(
+    subscription: Subscription, receiver: Receiver, stop: Callable[[Subscription], object]
+) -> None:
+    stop(subscription)
+    before = Subscription.objects.values().get()
+    assert "answered 200" in run("send_test", str(subscription.pk), "--topic", "order.created")
+    assert receiver.received[0].topic == "order.created"
+    assert Subscription.objects.values().get() == before
+
+
+def test_what_the_receiver_says_is_shown_harmless(
+    subscription: Subscription, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Receiver(respond=lambda _: Answer(422, b"no \x1b[31mfield\n`x`")) as picky:
+        Subscription.objects.update(url=picky.url)
+        message = refusal("send_test", "billing")
+    assert message.startswith("billing: 422 ")
+    assert "no ␛[31mfield `x` in " not in message
+    assert "␛[31mfield `x`" in message
+    assert "\x1b" not in message
+
+
+def test_a_test_event_is_sent_once_and_never_again(
+    subscription: Subscription, receiver: Receiver
+) -> None:
+    with Receiver(respond=lambda _: Answer(503)) as failing:
+        Subscription.objects.update(url=failing.url)
+        assert refusal("send_test", "billing")
+        assert failing.count == 1
+
+
+def test_silence_ends_at_the_deadline(subscription: Subscription, receiver: Receiver) -> None:
+    receiver.pause()
+    assert "no answer within 1 s" in refusal("send_test", "billing")
+
+
+def test_a_dead_receiver_is_said_to_be_dead(subscription: Subscription, receiver: Receiver) -> None:
+    receiver.stop()
+    assert refusal("send_test", "billing") == "billing: connection refused"
+
+
+def test_a_forbidden_address_is_not_dialled(
+    subscription: Subscription, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = Transport(timeout=1, allowed_networks=())
+    monkeypatch.setattr(module, "transport", lambda: strict)
+    assert "loopback" in refusal("send_test", "billing")
+    strict.close(0)
+    assert receiver.count == 0
+
+
+def test_nothing_unsigned_is_sent(
+    subscription: Subscription, receiver: Receiver, configure: Callable[..., None]
+) -> None:
+    configure(secret_keys=("MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",))
+    assert "cannot be decrypted" in refusal("send_test", "billing")
+    subscription.secrets.all().delete()
+    assert "no signing secret" in refusal("send_test", "billing")
+    assert receiver.count == 0
+
+
+def test_a_wrong_topic_or_name_is_refused(subscription: Subscription, receiver: Receiver) -> None:
+    assert "'a..b'" in refusal("send_test", "billing", "--topic", "a..b", code=2)
+    assert "'nobody'" in refusal("send_test", "nobody")
+    assert receiver.count == 0
+
+
+def test_many_are_tried_at_the_same_time(subscription: Subscription) -> None:
+    """Each answer comes only when all the requests are there."""
+    with Receiver(respond=lambda _: Answer(delay=0.3)) as slow:
+        Subscription.objects.update(url=slow.url)
+        subscription.refresh_from_db()
+        results = send_tests([subscription] * 8)
+        arrivals = [one.at for one in slow.received]
+    assert all(one.succeeded for one in results)
+    assert max(arrivals) - min(arrivals) < 0.3
+
+
+def test_a_transport_that_is_closed_is_an_answer_too(
+    subscription: Subscription, transport: Transport
+) -> None:
+    transport.close(0)
+    tested = send_test(subscription)
+    assert not tested.succeeded
+    assert "shutting down" in str(tested)
+
+
+# receiver
+
+
+def received(**values: Any) -> Received:
+    fields: dict[str, Any] = {
+        "id": "event-1", "topic": "order.created", "body": b"{}", "headers": {},
+        "verified": None, "problem": "", "at": 0.0, "arrived": datetime.now(UTC),
+    }  # fmt: skip
+    return Received(**{**fields, **values})
+
+
+def test_it_fails_as_often_as_it_is_told() -> None:
+    def answers(**options: Any) -> list[int]:
+        responder = command.Responder(**options)
+        return [responder(received()).status for _ in range(3)]
+
+    assert answers() == [200, 200, 200]
+    assert answers(fail=404) == [404, 404, 404]
+    assert answers(fail_first=2) == [503, 503, 200]
+    assert answers(fail=500, fail_first=1) == [500, 200, 200]
+
+
+def test_a_bad_signature_is_401_whatever_else_would_be_accepted(tmp_path: Path) -> None:
+    file = tmp_path / "status"
+    file.write_text("204")
+    responder = command.Responder(status_file=file)
+    assert responder(received()).status == 204
+    assert responder(received(verified=False, problem="bad")).status == 401
+    file.write_text("503\n")
+    assert responder(received(verified=False, problem="bad")).status == 503
+
+
+@pytest.mark.parametrize("content", ["", "nonsense", "99", "600"])
+def test_a_status_file_that_holds_no_status_is_answered_500(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "status"
+    file.write_text(content)
+    one = received()
+    assert command.Responder(status_file=file)(one).status == 500
+    assert "not a status" in one.problem
+    assert "not a status" in refusal("receiver", "--status-file", str(file), code=2)
+
+
+def test_a_delay_is_added_to_every_answer() -> None:
+    assert command.Responder(delay=2.5)(received()).delay == 2.5
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({}, "none"),
+        ({"headers": {"webhook-signature": "v1,x"}}, "unchecked"),
+        ({"headers": {"webhook-signature": "v1,x"}, "verified": True}, "ok"),
+        ({"headers": {"webhook-signature": "v1,x"}, "verified": False}, "bad"),
+        ({"verified": False}, "none"),
+    ],
+)
+def test_the_signature_is_told_in_a_word(values: dict[str, Any], word: str) -> None:
+    assert command.signature(received(**values)) == word
+
+
+def test_a_line_shows_nothing_that_moves_the_cursor() -> None:
+    one = received(id="a\x1b[2J", topic="x\r\ny", answered=200)
+    assert "\x1b" not in command.line(one)
+    assert len(command.line(one).splitlines()) == 1
+
+
+def test_a_taken_port_is_one_sentence(receiver: Receiver) -> None:
+    message = refusal("receiver", "--port", str(receiver.port))
+    assert "in use" in message
+    assert "--port" in message
+
+
+def test_options_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "status"
+    file.write_text("200")
+    assert refusal("receiver", "--status-file", str(file), "--fail-first", "1", code=2)
+    assert "not allowed" in refusal("receiver", "--fail", "500", "--status-file", str(file))
+
+
+@pytest.mark.parametrize("end_by", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_receiver_tells_its_address_each_request_and_its_end(
+    tmp_path: Path, end_by: signal.Signals
+) -> None:
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+    process = subprocess.Popen(
+        [sys.executable, "manage.py", "receiver", "--json", "--secret", SECRET],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        connection = HTTPConnection(url.removeprefix("http://").rstrip("/"), timeout=10)
+        connection.request("POST", "/", b'{"a": 1}', {"webhook-id": "event-1"})
+        assert connection.getresponse().status == 401
+        connection.close()
+        told = json.loads(process.stdout.readline())
+        assert (told["id"], told["signature"], told["answered"]) == ("event-1", "none", 401)
+        assert told["body"] == '{"a": 1}'
+        process.send_signal(end_by)
+        assert process.wait(10) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)

@@ -1,0 +1,128 @@
+"""The request that is sent, and what is made of answers. The wire does not matter here."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import requests
+import responses
+
+from deliveries.bodies import Payload
+from deliveries.claims import ClaimedDelivery, ClaimedLane
+from deliveries.policy import Verdict
+from deliveries.requests import judge_response, prepare
+from deliveries.transport import HostNotFound, ResolverUnavailable, Result, Timings
+
+SECRET = "whsec_" + "QUJD" * 8
+NO_TIMES = Timings(0, 0, 0, 0)
+
+
+def lane(**fields: Any) -> ClaimedLane:
+    return ClaimedLane(
+        **{
+            "subscription_id": uuid.uuid4(),
+            "name": "receiver",
+            "url": "https://receiver.example.com/hook",
+            "headers": {"X-Team": "blue"},
+            "epoch": 0,
+            "secrets": [SECRET],
+            "unsendable": "",
+            "max_in_flight": 10,
+            "window": 10,
+            "failures": 0,
+            "probe": False,
+            **fields,
+        }
+    )
+
+
+def request() -> requests.PreparedRequest:
+    delivery = ClaimedDelivery(1, "event-1", 0, 0, datetime.now(UTC), Payload("a.b", b'{"v":1}'))
+    return prepare(lane(), delivery, 1_700_000_000)
+
+
+@pytest.fixture
+def receiver() -> Iterator[responses.RequestsMock]:
+    """Answers in the vocabulary that the transport speaks; nothing is opened."""
+    with responses.RequestsMock() as mock:
+        yield mock
+
+
+def answer(response: requests.Response) -> Result:
+    return Result(response, None, 0.25, "192.0.2.1", NO_TIMES, False)
+
+
+def send(prepared: requests.PreparedRequest) -> requests.Response:
+    return requests.Session().send(prepared)
+
+
+def test_a_request_carries_both_signatures_and_the_subscriptions_own_headers(
+    receiver: responses.RequestsMock,
+) -> None:
+    expected = hmac.new(SECRET.encode(), b'{"v":1}', hashlib.sha256).hexdigest()
+    receiver.post(
+        "https://receiver.example.com/hook",
+        match=[
+            responses.matchers.header_matcher(
+                {
+                    "Content-Type": "application/json",
+                    "X-Team": "blue",
+                    "webhook-id": "event-1",
+                    "webhook-timestamp": "1700000000",
+                    "X-Webhook-Signature": f"sha256={expected}",
+                    "X-Webhook-Event-Id": "event-1",
+                    "X-Webhook-Event-Topic": "a.b",
+                    "X-Webhook-Timestamp": "1700000000",
+                }
+            )
+        ],
+    )
+    judged = judge_response(answer(send(request())))
+    assert judged.outcome.verdict is Verdict.SUCCESS
+    assert judged.duration_ms == 250
+
+
+def test_an_answer_is_described_for_operators(receiver: responses.RequestsMock) -> None:
+    receiver.post(
+        "https://receiver.example.com/hook",
+        status=503,
+        body="down for\nmaintenance\x1b[2J",
+        headers={"Retry-After": "120"},
+    )
+    judged = judge_response(answer(send(request())))
+    assert judged.code == "http"
+    assert judged.status_code == 503
+    assert judged.error.startswith("503 service unavailable: down for maintenance")
+    assert "\x1b" not in judged.error
+    assert judged.outcome.excused
+    assert judged.outcome.retry_after == 120
+
+
+@pytest.mark.parametrize("status", [299, 404, 410, 418, 429, 500, 599])
+def test_every_status_has_a_description(receiver: responses.RequestsMock, status: int) -> None:
+    receiver.post("https://receiver.example.com/hook", status=status)
+    judged = judge_response(answer(send(request())))
+    assert judged.status_code == status
+    assert judged.error == "" if status < 300 else judged.error.startswith(str(status))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "own"),
+    [
+        (HostNotFound("there is no host named x"), "dns", False),
+        (ResolverUnavailable("the name servers did not answer"), "own_dns", True),
+        (requests.ReadTimeout("no answer within 10 s"), "timeout", False),
+    ],
+)
+def test_no_answer_is_described_and_blamed_on_the_right_one(
+    error: requests.RequestException, code: str, own: bool
+) -> None:
+    judged = judge_response(Result(None, error, 1.0, "", NO_TIMES, False))
+    assert (judged.code, judged.error, judged.status_code) == (code, str(error), None)
+    assert judged.outcome.own_fault is own

@@ -1,0 +1,101 @@
+"""Rules of the house that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from subscriptions.conf import PREFIX, PROCESS_VARIABLES, WebhookSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("webhooks_project", "deliveries", "subscriptions")
+MOST_LINES = 450
+
+
+def modules(*packages: str) -> Iterator[Path]:
+    for package in packages:
+        yield from sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(module: Path) -> Iterator[tuple[int, str]]:
+    """Every import of the module, wherever it stands, as (line, dotted name)."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno} is a relative import"
+            yield node.lineno, node.module or ""
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_run_one_way(package: str) -> None:
+    above = PACKAGES[: PACKAGES.index(package)]
+    wrong = [
+        f"{module.relative_to(ROOT)}:{line} imports {name}"
+        for module in modules(package)
+        for line, name in imported(module)
+        if name.split(".")[0] in above
+    ]
+    assert wrong == []
+
+
+def test_no_module_outgrows_its_room() -> None:
+    long = {
+        str(module.relative_to(ROOT)): count
+        for module in modules(*PACKAGES)
+        if "migrations" not in module.parts
+        and (count := len(module.read_text().splitlines())) > MOST_LINES
+    }
+    assert long == {}
+
+
+SENDING = re.compile(
+    r"requests\.(get|post|put|request|Session)\(|urlopen\(|http\.client|httpx|HTTPAdapter"
+)
+
+
+def test_only_the_transport_sends_requests() -> None:
+    # The supervisor asks the web process on this machine whether it is there.
+    allowed = {"deliveries/transport", "webhooks_project/supervisor.py"}
+    wrong = [
+        f"{path}:{number}"
+        for module in modules(*PACKAGES)
+        if not any((path := str(module.relative_to(ROOT))).startswith(one) for one in allowed)
+        for number, line in enumerate(module.read_text().splitlines(), 1)
+        if SENDING.search(line)
+    ]
+    assert wrong == []
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    text = (ROOT / ".env.example").read_text()
+    for field in dataclasses.fields(WebhookSettings):
+        assert f"{PREFIX}{field.name.upper()}=" in text, field.name
+        assert field.metadata["doc"].lower() in " ".join(text.lower().split("\n# ")), field.name
+    for name in PROCESS_VARIABLES - {"WEBHOOKS_READY_FILE", "WEBHOOKS_DEMO"}:
+        assert f"{name}=" in text, name
+    for name in re.findall(r"^#?(WEBHOOKS_[A-Z_]+)=", text, re.MULTILINE):
+        field_name = name.removeprefix(PREFIX).lower()
+        known = {field.name for field in dataclasses.fields(WebhookSettings)}
+        assert field_name in known or name in PROCESS_VARIABLES, name
+
+
+def test_the_defaults_of_the_example_are_those_of_the_code() -> None:
+    text = (ROOT / ".env.example").read_text()
+    shown = dict(re.findall(r"^#?(WEBHOOKS_[A-Z_]+)=(.*)$", text, re.MULTILINE))
+    values = {name: value for name, value in shown.items() if name not in PROCESS_VARIABLES}
+    values["WEBHOOKS_SECRET_KEYS"] = ""
+    assert WebhookSettings.from_env(values) == WebhookSettings()
+
+
+def test_every_direct_requirement_has_its_line() -> None:
+    text = (ROOT / "docs" / "dependencies.md").read_text().lower()
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / file).read_text().splitlines():
+            if match := re.match(r"([A-Za-z0-9-]+)(\[[a-z,]+\])?==", line):
+                assert match[1].lower() in text, match[1]
