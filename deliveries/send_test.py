@@ -51,11 +51,9 @@ class Tested:
     def __str__(self) -> str:
         if self.status_code is None:
             return self.error
-        text = " ".join(self.response_body.split())
-        outcome = f"answered {self.status_code}" if self.succeeded else self.error
-        return f"{outcome} in {self.duration_ms} ms" + (
-            f": {text[:200]}" if self.succeeded and text else ""
-        )
+        text = " ".join(self.response_body.split())[:200]
+        answered = f"answered {self.status_code} in {self.duration_ms} ms"
+        return f"{answered}: {text}" if text else answered
 
 
 def send_test(subscription: Subscription, *, topic: str = TEST_TOPIC) -> Tested:

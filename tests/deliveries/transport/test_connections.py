@@ -176,3 +176,14 @@ def test_sockets_are_not_inherited_by_programs_that_we_start(transport: Transpor
     with receiver(behave) as server:
         transport.send(post(server.url))
     assert flags == [False]
+
+
+def test_closing_a_transport_gives_back_every_descriptor(make_transport: Maker) -> None:
+    with receiver(hostile.answers_once_and_closes(OK)) as server:
+        before = len(os.listdir("/proc/self/fd"))
+        transport = make_transport()
+        for _ in range(30):
+            transport.send(post(server.url))
+        transport.close(0)
+        server.close()
+        assert len(os.listdir("/proc/self/fd")) <= before

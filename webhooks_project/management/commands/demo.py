@@ -105,7 +105,6 @@ class Command(BaseCommand):
                 tell(f"login  admin / {password}")
                 tell("Ctrl-C ends everything.")
                 supervisor.wait()
-                supervisor.wait()
                 raise CommandError(supervisor.reason or "the programs have ended")
             except RuntimeError as error:
                 raise CommandError(f"{error}; see {log_path}") from None

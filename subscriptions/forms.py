@@ -1,0 +1,124 @@
+"""Forms for people: one topic pattern a line, groups of patterns as checkboxes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+from django import forms
+
+from subscriptions.conf import conf
+from subscriptions.models import Subscription
+from subscriptions.validators import validate_patterns
+
+
+class PatternsField(forms.CharField):
+    """A list of topic patterns, edited as lines. Whether they are valid, the form decides."""
+
+    widget = forms.Textarea
+
+    def prepare_value(self, value: Any) -> Any:
+        if isinstance(value, list) and all(isinstance(pattern, str) for pattern in value):
+            return "\n".join(value)
+        # What somebody wrote past the validation is shown as it is, to be mended.
+        return value if value is None or isinstance(value, str) else json.dumps(value)
+
+    def to_python(self, value: Any) -> Any:
+        lines = (line.strip() for line in str(value or "").splitlines())
+        return list(dict.fromkeys(line for line in lines if line))
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        return bool((initial or []) != self.to_python(data))
+
+
+class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
+    """Topic patterns by line and by group; and `enabled` only if this very form changed it."""
+
+    groups = forms.MultipleChoiceField(
+        label="Topic groups",
+        required=False,
+        widget=forms.CheckboxSelectMultiple,
+        help_text="Groups of topic patterns, named in WEBHOOKS_TOPIC_GROUPS.",
+    )
+    topic_patterns = PatternsField(
+        required=False,
+        widget=forms.Textarea(attrs={"rows": 6, "cols": 60, "class": "patterns"}),
+        help_text="One pattern a line, such as order.* or attacker.> — * is exactly one token, "
+        "> at the end is one or more.",
+    )
+
+    class Meta:
+        model = Subscription
+        fields: ClassVar = [
+            "name",
+            "url",
+            "topic_patterns",
+            "enabled",
+            "max_in_flight",
+            "recovery",
+            "headers",
+        ]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "groups" in self.fields:
+            self._offer_groups()
+        if "enabled" in self.fields:
+            # The circuit may trip while the form is open. What counts is whether the person
+            # changed what the form showed, not whether it differs from the row by now.
+            self.fields["enabled"].show_hidden_initial = self.instance.pk is not None
+
+    def _offer_groups(self) -> None:
+        groups = conf().topic_groups
+        if not groups:
+            del self.fields["groups"]
+            return
+        self.fields["groups"].choices = [  # type: ignore[attr-defined]
+            (name, f"{name} ({', '.join(patterns)})") for name, patterns in groups.items()
+        ]
+        patterns = self.initial.get("topic_patterns", [])
+        if isinstance(patterns, list):
+            chosen = [name for name in groups if set(groups[name]) <= set(map(str, patterns))]
+            covered = {pattern for name in chosen for pattern in groups[name]}
+            self.initial["groups"] = chosen
+            self.initial["topic_patterns"] = [one for one in patterns if one not in covered]
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        if self.instance.pk is not None and "enabled" not in self.changed_data:
+            cleaned["enabled"] = self.instance.enabled
+        if "topic_patterns" in cleaned:
+            groups = conf().topic_groups
+            patterns = list(cleaned["topic_patterns"])
+            for name in cleaned.get("groups", []):
+                patterns += groups[name]
+            cleaned["topic_patterns"] = list(dict.fromkeys(patterns))
+            try:
+                validate_patterns(cleaned["topic_patterns"])
+            except forms.ValidationError as error:
+                self.add_error("topic_patterns", error)
+        return cleaned
+
+
+class RotateSecretForm(forms.Form):
+    """How long the old secret stays valid."""
+
+    NOW = "0"
+    OVERLAP = "overlap"
+
+    old_secret = forms.ChoiceField(label="The old secret", widget=forms.RadioSelect)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        hours = f"{conf().secret_overlap / 3600:g}"
+        self.fields["old_secret"].choices = [  # type: ignore[attr-defined]
+            (self.OVERLAP, f"stays valid for {hours} hours, so that the receiver can change over"),
+            (self.NOW, "ends now, because it has leaked"),
+        ]
+        self.fields["old_secret"].initial = self.OVERLAP
+
+    def overlap(self) -> float:
+        """In seconds."""
+        if self.cleaned_data["old_secret"] == self.NOW:
+            return 0.0
+        return conf().secret_overlap

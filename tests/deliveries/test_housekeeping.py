@@ -1,0 +1,97 @@
+"""What is held for too long ends; what is kept long enough goes; nothing else does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from deliveries import publish
+from deliveries.housekeeping import expire_held, prune
+from deliveries.models import Attempt, Delivery, Event
+from tests.factories import make_subscription
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deliveries.publishing.wake", lambda *_, **__: 0)
+
+
+def aged(status: str, days: float) -> Delivery:
+    """A delivery in `status`, with an attempt, that ended so many days ago."""
+    event = publish("test.one", {})
+    then = timezone.now() - timedelta(days=days)
+    finished = None if status in {"pending", "held"} else then
+    due = then if status == "pending" else None
+    deliveries = Delivery.objects.filter(event=event)
+    deliveries.update(
+        status=status, finished_at=finished, created_at=then, next_attempt_at=due
+    )
+    Event.objects.filter(pk=event.pk).update(created_at=then)
+    delivery = deliveries.get()
+    Attempt.objects.create(delivery=delivery, number=1, outcome="http", started_at=then)
+    return delivery
+
+
+def test_each_kind_is_kept_as_long_as_its_setting_says() -> None:
+    make_subscription()
+    kept = {
+        aged("succeeded", 29).pk,
+        aged("failed", 89).pk,
+        aged("discarded", 89).pk,
+        aged("pending", 400).pk,
+        aged("held", 400).pk,
+    }
+    gone = [aged("succeeded", 31), aged("failed", 91), aged("discarded", 91)]
+    assert prune() == (3, 3)
+    assert set(Delivery.objects.values_list("pk", flat=True)) == kept
+    assert set(Attempt.objects.values_list("delivery_id", flat=True)) == kept
+    assert not Event.objects.filter(pk__in=[one.event_id for one in gone]).exists()
+    assert Event.objects.count() == 5
+    assert prune() == (0, 0)
+
+
+def test_an_event_stays_while_one_of_its_deliveries_does() -> None:
+    make_subscription()
+    make_subscription()
+    event = publish("test.one", {})
+    then = timezone.now() - timedelta(days=40)
+    Event.objects.update(created_at=then)
+    first, second = Delivery.objects.order_by("pk")
+    Delivery.objects.filter(pk=first.pk).update(
+        status="succeeded", finished_at=then, next_attempt_at=None
+    )
+    Delivery.objects.filter(pk=second.pk).update(
+        status="failed", finished_at=then, next_attempt_at=None
+    )
+    assert prune() == (1, 0)
+    assert Event.objects.filter(pk=event.pk).exists()
+
+
+def test_held_deliveries_expire_visibly(configure: Callable[..., None]) -> None:
+    make_subscription()
+    old, fresh = aged("held", 7.1), aged("held", 6.9)
+    assert expire_held() == 1
+    old.refresh_from_db()
+    fresh.refresh_from_db()
+    assert (old.status, fresh.status) == ("discarded", "held")
+    assert "WEBHOOKS_HOLD_DAYS" in old.last_error
+    assert old.finished_at is not None
+
+
+def test_many_batches_and_two_at_once(
+    monkeypatch: pytest.MonkeyPatch, at_once: Callable[..., list[Any]]
+) -> None:
+    monkeypatch.setattr("deliveries.housekeeping.BATCH", 3)
+    make_subscription()
+    for _ in range(20):
+        aged("succeeded", 31)
+    assert sum(one[0] for one in at_once(lambda _: prune(), 4)) == 20
+    prune()
+    assert not Delivery.objects.exists()
+    assert not Event.objects.exists()
