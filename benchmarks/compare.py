@@ -46,7 +46,7 @@ from measuring import (
     wait_for_growth,
 )
 from psycopg import sql
-from sides import CHECKOUT, HERE, Side, ours, peer
+from sides import CHECKOUT, HERE, PEER_PACKAGE, PEER_PROCESSES, Side, ours, peer
 
 from webhooks_project.engines import Cluster, EngineError
 from webhooks_project.engines.layout import DATABASE_PORT, DATABASE_USER, POSTGRESQL, VALKEY, Layout
@@ -272,8 +272,9 @@ def table(machine: Machine, mine: Drained, reference: Drained, subscriptions: in
         "",
         *(f"{label:<32}{left:>20}{right:>28}".rstrip() for label, left, right in rows),
     ]
+    lines += ["", f"{PEER_PACKAGE} runs as it comes: prefork, {PEER_PROCESSES} processes."]
     if mine.deliveries != reference.deliveries:
-        lines += ["", "The backlogs differ in size; what is compared are the rates."]
+        lines += ["The backlogs differ in size; what is compared are the rates."]
     return "\n".join(lines)
 
 

@@ -44,21 +44,21 @@ class Side:
 
 def ours(local: Path) -> Side:
     """This project, with the worker that `manage.py up` starts, on the engines below `local`."""
-    program = worker("deliver", DELIVER_QUEUES, THREADS, local)
     environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("WEBHOOKS_")
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("WEBHOOKS_", "PG"))
     }
     environment |= {
         # Empty, not absent: a variable that is there is not read from the .env file.
         **dict.fromkeys(("DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL"), ""),
         "WEBHOOKS_LOCAL_DIR": str(local),
         "WEBHOOKS_ALLOWED_NETWORKS": "127.0.0.0/8",
-        **program.env,
     }
     return Side(
         name="this project",
         load=[sys.executable, str(HERE / "load.py")],
-        worker=program.command,
+        worker=worker("deliver", DELIVER_QUEUES, THREADS, local).command,
         env=environment,
         cwd=CHECKOUT,
         database=DATABASE,

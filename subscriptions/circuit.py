@@ -16,7 +16,7 @@ from functools import partial
 from django.db import connection, transaction
 from django.dispatch import Signal
 
-from subscriptions import signals
+from subscriptions import fuse, signals
 from subscriptions.conf import conf
 
 
@@ -89,7 +89,7 @@ class Report:
 # requests that were sent before a trip, a reset or a change of URL or secret harmless. A success
 # of a healthy subscription is written at most once a second: a row that changes thousands of
 # times a second is all that the database would do.
-_RECORD = """
+_COUNT = """
 WITH report AS MATERIALIZED (
     SELECT * FROM unnest(
         %(ids)s::uuid[], %(epochs)s::bigint[], %(before)s::int[], %(peak)s::int[],
@@ -98,7 +98,7 @@ WITH report AS MATERIALIZED (
     ) AS r (id, epoch, before, peak, after, succeeded, gone, failed, error)
 ),
 locked AS MATERIALIZED (
-    SELECT s.id, s.enabled AND s.circuit_epoch = r.epoch AS current,
+    SELECT s.id, r.succeeded AND s.consecutive_failures > 0 AS recovered,
         r.gone OR s.consecutive_failures + r.before >= %(threshold)s
             OR r.peak >= %(threshold)s AS trips
     FROM subscriptions_subscription s JOIN report r ON r.id = s.id
@@ -114,16 +114,21 @@ UPDATE subscriptions_subscription s SET
     last_success_at = CASE WHEN r.succeeded THEN now() ELSE s.last_success_at END,
     last_failure_at = CASE WHEN r.failed THEN now() ELSE s.last_failure_at END,
     last_error = CASE WHEN r.failed THEN r.error WHEN r.succeeded THEN '' ELSE s.last_error END,
-    enabled = NOT l.trips,
-    auto_disabled_at = CASE WHEN l.trips THEN now() END,
-    circuit_epoch = s.circuit_epoch + CASE WHEN l.trips THEN 1 ELSE 0 END,
-    probe_count = 0,
-    next_probe_at = CASE WHEN l.trips AND s.recovery = 'automatic'
-        THEN now() + %(probe_first)s * interval '1 second' END,
     updated_at = now()
 FROM locked l JOIN report r ON r.id = l.id
 WHERE s.id = l.id AND s.enabled AND s.circuit_epoch = r.epoch
-RETURNING s.id, NOT s.enabled
+RETURNING s.id, l.trips, l.recovered, r.gone
+"""
+
+# The rows are locked since `_COUNT`; the WHERE clause lets one win, whoever else tries.
+_TRIP = """
+UPDATE subscriptions_subscription SET
+    enabled = false, auto_disabled_at = now(), circuit_epoch = circuit_epoch + 1,
+    probe_count = 0,
+    next_probe_at = CASE WHEN recovery = 'automatic'
+        THEN now() + %(probe_first)s * interval '1 second' END
+WHERE id = ANY(%(ids)s::uuid[]) AND enabled AND auto_disabled_at IS NULL
+RETURNING id
 """
 
 
@@ -131,7 +136,7 @@ def record(reports: Sequence[Report]) -> list[uuid.UUID]:
     """Tell the circuits what came of their requests; returns the subscriptions that tripped.
 
     Must run in a transaction: the caller holds the deliveries of what tripped in the same one.
-    One report for each subscription.
+    One report for each subscription. While the fuse is blown nothing trips, short of a 410.
     """
     reports = [report for report in reports if report.failed or report.tally != Tally()]
     if not reports:
@@ -139,7 +144,7 @@ def record(reports: Sequence[Report]) -> list[uuid.UUID]:
     values = conf()
     with connection.cursor() as cursor:
         cursor.execute(
-            _RECORD,
+            _COUNT,
             {
                 "ids": [report.subscription_id for report in reports],
                 "epochs": [report.epoch for report in reports],
@@ -151,10 +156,18 @@ def record(reports: Sequence[Report]) -> list[uuid.UUID]:
                 "failed": [report.failed for report in reports],
                 "errors": [report.error for report in reports],
                 "threshold": values.circuit_threshold,
-                "probe_first": values.probe_first,
             },
         )
-        tripped = [row[0] for row in cursor.fetchall() if row[1]]
+        rows = cursor.fetchall()
+        if any(recovered for _, _, recovered, _ in rows):
+            fuse.mend()
+        gone = [key for key, _, _, is_gone in rows if is_gone]
+        failing = [key for key, trips_now, _, is_gone in rows if trips_now and not is_gone]
+        tripping = gone + (failing if failing and fuse.holds(len(failing)) else [])
+        if not tripping:
+            return []
+        cursor.execute(_TRIP, {"ids": tripping, "probe_first": values.probe_first})
+        tripped = [row[0] for row in cursor.fetchall()]
     _announce(signals.circuit_tripped, tripped)
     return tripped
 

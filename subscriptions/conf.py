@@ -149,6 +149,16 @@ class WebhookSettings:
         _one_of("automatic", "manual"),
         "what a new subscription does once tripped: `automatic` probes it, `manual` waits for you",
     )
+    fuse_trips: int = _setting(
+        10, _whole(1), "so many trips within the fuse's window are never too many"
+    )
+    fuse_share: float = _setting(
+        0.2,
+        _fraction,
+        "beyond that, trips of more than this share of the active subscriptions blow the fuse: "
+        "nothing more trips, because our own network is the likelier cause",
+    )
+    fuse_window: float = _setting(300.0, _seconds(1, 86400), "seconds over which trips add up")
     probe_first: float = _setting(
         300.0, _seconds(0.05), "seconds from the trip to the first probe; doubled after each"
     )

@@ -23,12 +23,26 @@ class PatternsField(forms.CharField):
         # What somebody wrote past the validation is shown as it is, to be mended.
         return value if value is None or isinstance(value, str) else json.dumps(value)
 
-    def to_python(self, value: Any) -> Any:
-        lines = (line.strip() for line in str(value or "").splitlines())
+    def to_python(self, value: Any) -> list[str]:
+        text = str(value or "").strip()
+        # As the API and the commands write it: somebody pasted a whole list.
+        if text.startswith("[") and (pasted := _list_of_texts(text)) is not None:
+            return pasted
+        lines = (line.strip() for line in text.splitlines())
         return list(dict.fromkeys(line for line in lines if line))
 
     def has_changed(self, initial: Any, data: Any) -> bool:
         return bool((initial or []) != self.to_python(data))
+
+
+def _list_of_texts(text: str) -> list[str] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return value
+    return None
 
 
 class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
@@ -66,7 +80,11 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
         if "enabled" in self.fields:
             # The circuit may trip while the form is open. What counts is whether the person
             # changed what the form showed, not whether it differs from the row by now.
-            self.fields["enabled"].show_hidden_initial = self.instance.pk is not None
+            self.fields["enabled"].show_hidden_initial = not self.instance._state.adding
+
+    def _changed_by_hand(self, name: str) -> bool:
+        shown = self.fields[name].show_hidden_initial and self[name].html_initial_name in self.data
+        return not shown or name in self.changed_data
 
     def _offer_groups(self) -> None:
         groups = conf().topic_groups
@@ -85,7 +103,7 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
-        if self.instance.pk is not None and "enabled" not in self.changed_data:
+        if "enabled" in cleaned and not self._changed_by_hand("enabled"):
             cleaned["enabled"] = self.instance.enabled
         if "topic_patterns" in cleaned:
             groups = conf().topic_groups

@@ -133,6 +133,12 @@ class Subscription(models.Model):
                 name="subscription_probe_due",
                 condition=Q(next_probe_at__isnull=False),
             ),
+            # The fuse asks at each trip how many others there were in the last minutes.
+            models.Index(
+                fields=["auto_disabled_at"],
+                name="subscription_tripped",
+                condition=Q(auto_disabled_at__isnull=False),
+            ),
         ]
 
     def __str__(self) -> str:
@@ -272,6 +278,14 @@ class SigningSecret(models.Model):
         return f"secret {self.pk}"
 
 
+class TripFuse(models.Model):
+    """The one row that says whether circuits may trip; see `subscriptions.fuse`."""
+
+    id = models.SmallIntegerField(primary_key=True, default=1)
+    blown_at = models.DateTimeField(null=True)
+    mended_at = models.DateTimeField(null=True)
+
+
 class TopicIndexVersion(models.Model):
     """The one row that says whether a process's topic index is fresh.
 
@@ -331,6 +345,7 @@ __all__ = [
     "Subscription",
     "TopicIndexChange",
     "TopicIndexVersion",
+    "TripFuse",
     "ValidationError",
     "create_subscription",
     "find_subscription",

@@ -5,7 +5,9 @@
 and stops neither the others nor the sending. A process that dies between the commit and the
 signal sends none: what must not be missed belongs in the tables.
 
-The other two are the project's own and run inside the transaction that makes the change, so
+`fuse_blown` and `fuse_mended` (`sender=None`) say that circuits stopped, and go on, tripping.
+
+The last two are the project's own and run inside the transaction that makes the change, so
 that deliveries follow their subscription's state or neither changes.
 """
 
@@ -13,6 +15,8 @@ from django.dispatch import Signal
 
 circuit_tripped = Signal()
 circuit_reset = Signal()
+fuse_blown = Signal()
+fuse_mended = Signal()
 
 # Arguments: subscription_ids (a list of UUIDs); enabling also has discard_held (a bool).
 subscriptions_stopped = Signal()

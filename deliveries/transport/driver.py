@@ -285,12 +285,8 @@ class Driver:
             if destination is not None:
                 self._names.leave(destination.host, job)
                 job.looked_up = now
-                self._fail(
-                    job,
-                    ResolverUnavailable(
-                        f"{destination.host} was not looked up within {job.timeout:g} s"
-                    ),
-                )
+                late = f"{destination.host} was not looked up within {job.timeout:g} s"
+                self._fail(job, self._names.unanswered(destination.host, ResolverUnavailable(late)))
 
     def _launch(self, job: Job, destination: Destination, pin: Pin) -> None:
         handle = self._idle.pop() if self._idle else Handle(self._plan.limits)

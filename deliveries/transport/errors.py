@@ -35,11 +35,11 @@ class HostUnreachable(requests.ConnectionError):
 
 
 class HostNotFound(requests.ConnectionError):
-    """The name servers answered: there is no such host, or it has no address."""
+    """There is no such host, it has no address, or its own name servers are dead."""
 
 
 class ResolverUnavailable(requests.ConnectionError):
-    """The name servers did not answer. Our fault, until shown otherwise."""
+    """The name servers answer for nobody, as far as we know. Our fault."""
 
 
 class DestinationBlocked(requests.ConnectionError):
@@ -77,8 +77,9 @@ _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str],
 def classify(error: BaseException) -> str:
     """A stable code for a failure of the transport.
 
-    `timeout`, `dns` (no such host), `own_dns` (our name servers), `refused`, `reset`, `tls`,
-    `protocol` (not HTTP), `blocked` (the guard), `shutdown`, `internal` (this machine), `other`.
+    `timeout`, `dns` (no such host, or its zone is dead), `own_dns` (our name servers),
+    `refused`, `reset`, `tls`, `protocol` (not HTTP), `blocked` (the guard), `shutdown`,
+    `internal` (this machine), `other`.
     """
     for classes, code in _CODES:
         if isinstance(error, classes):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import itertools
 import logging
+import math
 import queue
 import socket
 import threading
@@ -14,7 +16,12 @@ from typing import Any
 
 import requests
 
-from deliveries.transport.errors import DestinationBlocked, HostNotFound, ResolverUnavailable
+from deliveries.transport.errors import (
+    DestinationBlocked,
+    HostNotFound,
+    LocalFault,
+    ResolverUnavailable,
+)
 from subscriptions.conf import Network
 from subscriptions.destinations import DestinationRefused, check_addresses
 
@@ -36,6 +43,9 @@ _NO_SUCH_HOST = frozenset(
     for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY")
     if hasattr(socket, name)
 )
+
+# What it says when they did not, or could not. The rest is this machine's own (memory, files).
+_NO_ANSWER = frozenset({socket.EAI_AGAIN, socket.EAI_FAIL})
 
 _pin_numbers = itertools.count(1)
 
@@ -61,14 +71,25 @@ class Pin:
 
 
 class Name:
-    """What is known of one host name. Touched by the driving thread only."""
+    """What is known of one host name. Touched by the driving thread only, but for `begun`."""
 
-    __slots__ = ("expires", "found", "pins", "slow", "under_way", "waiting")
+    __slots__ = (
+        "begun",
+        "expires",
+        "failing_since",
+        "found",
+        "pins",
+        "slow",
+        "under_way",
+        "waiting",
+    )
 
     def __init__(self) -> None:
         self.found: Found | None = None
         self.expires = 0.0
         self.under_way = False
+        self.begun: float | None = None
+        self.failing_since: float | None = None
         self.slow = False
         self.waiting: dict[Any, None] = {}
         self.pins: dict[int, Pin] = {}
@@ -80,15 +101,15 @@ class Name:
             pin = self.pins[port] = Pin(port, self.found)
         return pin
 
-    def learn(self, found: Found, took: float, now: float, cache: float) -> None:
+    def learn(self, found: Found, now: float, cache: float) -> None:
         failed = isinstance(found, requests.RequestException)
         known = frozenset(self.found) if isinstance(self.found, tuple) else None
         if failed or known != frozenset(found if isinstance(found, tuple) else ()):
             self.pins = {}
             self.found = found
         self.expires = now + (min(cache, FAILURE_CACHE) if failed else cache)
-        self.slow = took > SLOW_LOOKUP or isinstance(found, ResolverUnavailable)
         self.under_way = False
+        self.begun = None
 
 
 class NameBook:
@@ -106,6 +127,7 @@ class NameBook:
         self._cache = cache
         self._on_found = on_found
         self._names: dict[str, Name] = {}
+        self._last_answer = -math.inf
         self._lane = Lane(THREADS_PER_LANE, self._look_up)
         self._slow_lane = Lane(THREADS_PER_LANE, self._look_up)
 
@@ -123,8 +145,34 @@ class NameBook:
 
     def learn(self, host: str, found: Found, took: float, now: float) -> Name:
         name = self._names[host]
-        name.learn(found, took, now, self._cache)
+        name.slow = took > SLOW_LOOKUP or isinstance(found, ResolverUnavailable)
+        if isinstance(found, ResolverUnavailable):
+            found = self._blame(host, name, found, now - took)
+        else:
+            name.failing_since = None
+            if not isinstance(found, LocalFault):
+                self._last_answer = now
+        name.learn(found, now, self._cache)
         return name
+
+    def unanswered(self, host: str, fault: ResolverUnavailable) -> requests.ConnectionError:
+        """The error of a request whose time ran out before `host` was looked up."""
+        name = self._names[host]
+        return fault if name.begun is None else self._blame(host, name, fault, name.begun)
+
+    def _blame(
+        self, host: str, name: Name, fault: ResolverUnavailable, since: float
+    ) -> requests.ConnectionError:
+        """Whose fault is it that `host` was not answered for?
+
+        Ours, unless the name servers have answered for another host since this one began to fail.
+        Otherwise a host whose own zone is dead would be excused for ever.
+        """
+        if name.failing_since is None:
+            name.failing_since = since
+        if self._last_answer > name.failing_since:
+            return HostNotFound(f"the name servers answer, but not for {host}")
+        return fault
 
     def leave(self, host: str, waiter: object) -> None:
         """`waiter` waits no longer. A lookup may last much longer than a request."""
@@ -139,6 +187,7 @@ class NameBook:
 
     def _look_up(self, host: str) -> None:
         began = time.monotonic()
+        self._names[host].begun = began
         found = judged(host, look_up(self._resolver, host), self._allowed)
         self._on_found(host, found, time.monotonic() - began)
 
@@ -159,8 +208,11 @@ class Lane:
             if self._idle:
                 self._idle -= 1
             elif self._started < self._threads:
-                self._started += 1
-                threading.Thread(target=self._run, name="webhook-dns", daemon=True).start()
+                # No more threads to be had: those that are there take it, or its requests end
+                # at their deadline.
+                with contextlib.suppress(RuntimeError):
+                    threading.Thread(target=self._run, name="webhook-dns", daemon=True).start()
+                    self._started += 1
         self._queue.put(host)
 
     def stop(self) -> None:
@@ -179,18 +231,20 @@ def look_up(resolver: Resolver, host: str) -> Found:
     """The addresses of `host`, in the resolver's order, or why there are none."""
     try:
         rows = resolver(host, None, type=socket.SOCK_STREAM)
+        addresses = tuple(dict.fromkeys(str(row[4][0]) for row in rows))
     except socket.gaierror as error:
         if error.errno in _NO_SUCH_HOST:
             return HostNotFound(f"there is no host named {host}")
-        return ResolverUnavailable(f"the name servers did not answer for {host} ({error.strerror})")
+        if error.errno in _NO_ANSWER:
+            return ResolverUnavailable(f"the name servers did not answer for {host}")
+        return LocalFault(f"{host} could not be looked up ({error.strerror})")
     except UnicodeError:
         return HostNotFound(f"there is no host named {host}")
     except OSError as error:
-        return ResolverUnavailable(f"{host} could not be looked up ({error.strerror})")
-    except Exception:
+        return LocalFault(f"{host} could not be looked up ({error.strerror})")
+    except Exception as error:
         logger.exception("the resolver failed on %s", host)
-        return ResolverUnavailable(f"{host} could not be looked up (see the log)")
-    addresses = tuple(dict.fromkeys(str(row[4][0]) for row in rows))
+        return LocalFault(f"{host} could not be looked up ({type(error).__name__})")
     return addresses or HostNotFound(f"{host} has no address")
 
 
@@ -203,5 +257,5 @@ def judged(host: str, found: Found, allowed: Sequence[Network]) -> Found:
     except DestinationRefused as error:
         return DestinationBlocked(str(error))
     except ValueError as error:
-        return ResolverUnavailable(f"the resolver's answer for {host} is no address ({error})")
+        return LocalFault(f"the resolver's answer for {host} is no address ({error})")
     return found

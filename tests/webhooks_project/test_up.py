@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -37,13 +39,23 @@ class Up:
             text=True,
         )
         self.lines: list[str] = []
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
-    def read_until(self, beginning: str) -> str:
+    def _read(self) -> None:
         for line in self.process.stdout:
             self.lines.append(line)
-            if line.startswith(beginning):
-                return line
-        pytest.fail("".join(self.lines))
+
+    def read_until(self, beginning: str, seconds: float = 60) -> str:
+        """The line that begins so; fails with everything that was said if it does not come."""
+        deadline = time.monotonic() + seconds
+        while True:
+            for line in list(self.lines):
+                if line.startswith(beginning):
+                    return line
+            if time.monotonic() > deadline or not self.reader.is_alive():
+                pytest.fail("".join(self.lines))
+            self.reader.join(0.02)
 
     def programs(self) -> dict[int, str]:
         """The processes of the tree, engines not counted, by id."""
@@ -63,7 +75,9 @@ class Up:
 
     def end(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        self.reader.join(20)
+        self.process.stdout.close()
         eventually(lambda: not self.programs(), 40)
         assert self.cluster.wait_until_stopped()
 
@@ -91,7 +105,7 @@ def test_up_is_ready_restarts_what_dies_and_ends_with_everything(up):
     eventually(lambda: [p for p, c in up.programs().items() if " beat " in c and p != beat])
 
     up.process.send_signal(signal.SIGTERM)
-    up.process.communicate(timeout=15)
+    up.process.wait(timeout=15)
     assert up.process.returncode == 0
     assert not up.programs()
     assert up.cluster.wait_until_stopped()
@@ -114,7 +128,9 @@ def test_two_at_once_on_one_database_share_the_migrations(up, tmp_path):
         assert up.read_until("ready ") != other.read_until("ready ")
     finally:
         other.process.terminate()
-        other.process.communicate(timeout=20)
+        other.process.wait(timeout=20)
+        other.reader.join(20)
+        other.process.stdout.close()
 
 
 def test_a_port_in_use_is_said_before_anything_is_started(tmp_path, monkeypatch):

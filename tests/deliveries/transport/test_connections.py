@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.deliveries.transport.conftest import post
 from tests.deliveries.transport.hostile import OK, receiver
 
 Maker = Callable[..., Transport]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def test_a_connection_is_kept_and_reused(transport: Transport) -> None:
@@ -158,6 +160,7 @@ def test_a_header_with_a_line_break_is_refused(transport: Transport) -> None:
         assert server.connections == 0
 
 
+@linux
 def test_sockets_are_not_inherited_by_programs_that_we_start(transport: Transport) -> None:
     flags = []
 
@@ -178,6 +181,7 @@ def test_sockets_are_not_inherited_by_programs_that_we_start(transport: Transpor
     assert flags == [False]
 
 
+@linux
 def test_closing_a_transport_gives_back_every_descriptor(make_transport: Maker) -> None:
     with receiver(hostile.answers_once_and_closes(OK)) as server:
         before = len(os.listdir("/proc/self/fd"))

@@ -14,6 +14,7 @@ import requests
 from deliveries.transport import (
     DestinationBlocked,
     HostNotFound,
+    LocalFault,
     ResolverUnavailable,
     Transport,
     classify,
@@ -54,6 +55,14 @@ class Resolver:
         if isinstance(value, Exception):
             raise value
         return rows(*value)  # type: ignore[misc]
+
+
+def until(condition: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline
+        pause.wait(0.005)
 
 
 class Sockets:
@@ -223,8 +232,9 @@ def test_the_second_address_is_tried_when_the_first_refuses(make_transport: Make
         (socket.gaierror(socket.EAI_NONAME, "not known"), HostNotFound, "dns"),
         (socket.gaierror(socket.EAI_AGAIN, "temporary"), ResolverUnavailable, "own_dns"),
         (socket.gaierror(socket.EAI_FAIL, "fail"), ResolverUnavailable, "own_dns"),
-        (OSError(24, "Too many open files"), ResolverUnavailable, "own_dns"),
-        (ValueError("a bug"), ResolverUnavailable, "own_dns"),
+        (socket.gaierror(socket.EAI_SYSTEM, "system"), LocalFault, "internal"),
+        (OSError(24, "Too many open files"), LocalFault, "internal"),
+        (ValueError("a bug"), LocalFault, "internal"),
     ],
 )
 def test_no_such_host_and_our_own_name_servers_are_told_apart(
@@ -234,6 +244,33 @@ def test_no_such_host_and_our_own_name_servers_are_told_apart(
     with pytest.raises(kind) as raised:
         transport.send(post("http://gone.example/"))
     assert classify(raised.value) == code
+
+
+def test_a_host_whose_own_zone_is_dead_is_not_our_fault_once_others_are_answered_for(
+    make_transport: Maker,
+) -> None:
+    temporary = socket.gaierror(socket.EAI_AGAIN, "temporary")
+    resolver = Resolver(dead_example=temporary, other_example=temporary)
+    transport = make_transport(resolver=resolver, dns_cache=0.0)
+
+    def code(host: str) -> str:
+        (answer,) = transport.send_many([post(f"http://{host}:1/")], max_in_flight=1)
+        return classify(answer) if isinstance(answer, Exception) else "answered"
+
+    assert [code("dead.example"), code("other.example")] == ["own_dns", "own_dns"]
+    resolver.table["other.example"] = ["127.0.0.1"]
+    assert [code("other.example"), code("dead.example")] == ["refused", "dns"]
+    # An outage later on is told from that: nobody has been answered for since it began.
+    resolver.table["dead.example"] = ["127.0.0.1"]
+    assert code("dead.example") == "refused"
+    resolver.table.update(dict.fromkeys(resolver.table, temporary))
+    assert [code("dead.example"), code("other.example")] == ["own_dns", "own_dns"]
+
+
+def test_a_resolver_that_answers_nonsense_is_our_own_fault(make_transport: Maker) -> None:
+    transport = make_transport(resolver=Resolver(odd_example=["nonsense"]))
+    with pytest.raises(LocalFault):
+        transport.send(post("http://odd.example/"))
 
 
 def test_a_host_without_an_address_is_not_found(make_transport: Maker) -> None:
@@ -246,7 +283,8 @@ def test_a_name_server_that_does_not_answer_ends_at_the_deadline_and_stops_nobod
 ) -> None:
     stuck = threading.Event()
     table = {f"stuck{n}_example": stuck for n in range(6)}
-    transport = make_transport(resolver=Resolver(good_example=["127.0.0.1"], **table))
+    resolver = Resolver(good_example=["127.0.0.1"], **table)
+    transport = make_transport(resolver=resolver)
     failures: list[object] = []
     done = threading.Semaphore(0)
 
@@ -259,6 +297,7 @@ def test_a_name_server_that_does_not_answer_ends_at_the_deadline_and_stops_nobod
             for number in range(6):
                 for _ in range(3):
                     transport.submit(post(f"http://stuck{number}.example/"), on_done)
+            until(lambda: len(resolver.asked) == 6)
             began = time.monotonic()
             assert transport.send(post(f"http://good.example:{server.port}/")).status_code == 200
             assert time.monotonic() - began < 0.5
@@ -267,7 +306,8 @@ def test_a_name_server_that_does_not_answer_ends_at_the_deadline_and_stops_nobod
     finally:
         stuck.set()
     for error, elapsed in failures:
-        assert isinstance(error, ResolverUnavailable)
+        # The name servers have answered for another host meanwhile: it is these hosts' own fault.
+        assert classify(error) == "dns"
         assert abs(elapsed - 1.0) < 0.5
 
 
@@ -285,6 +325,17 @@ def test_names_that_were_slow_once_cannot_occupy_all_threads_again(make_transpor
             for url in urls:
                 transport.submit(post(url), lambda result: None)
             assert transport.send(post(f"http://good.example:{server.port}/")).status_code == 200
+    finally:
+        stuck.set()
+
+
+def test_a_name_server_that_never_answered_for_anybody_is_ours(make_transport: Maker) -> None:
+    stuck = threading.Event()
+    try:
+        with pytest.raises(ResolverUnavailable, match=r"was not looked up within 0\.3 s"):
+            make_transport(resolver=Resolver(stuck_example=stuck)).send(
+                post("http://stuck.example/"), timeout=0.3
+            )
     finally:
         stuck.set()
 

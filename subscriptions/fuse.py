@@ -1,0 +1,93 @@
+"""The fuse: when everyone seems to be down, we are.
+
+If our own network fails, every receiver fails with it, and every circuit would trip, one after
+the other. So trips add up over some minutes, and when they are more than a share of the active
+subscriptions, the fuse blows: nothing trips any more, and an alert says to look at our own
+network. Deliveries go on being retried, gently. The first failing subscription that succeeds
+again mends it. A 410 is an answer, and trips in any case.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+from django.db import connection, transaction
+from django.dispatch import Signal
+
+from subscriptions import signals
+from subscriptions.conf import conf
+
+logger = logging.getLogger(__name__)
+
+
+def allowed_trips(active: int, least: int, share: float) -> float:
+    """How many of `active` subscriptions may trip within the window: max(least, share)."""
+    return max(least, share * active)
+
+
+# Locks the row: two workers that trip at the same moment count each other's.
+_LOCK = """
+INSERT INTO subscriptions_tripfuse (id) VALUES (1) ON CONFLICT (id) DO UPDATE SET id = 1
+RETURNING blown_at, coalesce(mended_at, '-infinity')
+"""
+
+_TRIPS = """
+SELECT
+    (SELECT count(*) FROM subscriptions_subscription
+     WHERE auto_disabled_at > greatest(%(mended_at)s, now() - %(window)s * interval '1 second')),
+    (SELECT count(*) FROM subscriptions_subscription WHERE enabled)
+"""
+
+
+def holds(tripping: int) -> bool:
+    """Whether `tripping` more circuits may trip now; if not, the fuse is, or has just, blown.
+
+    Called in the transaction that trips, with the subscriptions locked.
+    """
+    values = conf()
+    with connection.cursor() as cursor:
+        cursor.execute(_LOCK)
+        blown_at, mended_at = cursor.fetchone()
+        if blown_at is not None:
+            return False
+        cursor.execute(_TRIPS, {"mended_at": mended_at, "window": values.fuse_window})
+        recent, active = cursor.fetchone()
+        # Those that tripped within the window were active when it began.
+        limit = allowed_trips(active + recent, values.fuse_trips, values.fuse_share)
+        if recent + tripping <= limit:
+            return True
+        cursor.execute("UPDATE subscriptions_tripfuse SET blown_at = now() WHERE id = 1")
+    logger.error(
+        "%d of %d active subscriptions would have tripped within %.0f s: suspect our own "
+        "network. No circuit trips until a failing receiver answers again.",
+        recent + tripping,
+        active + recent,
+        values.fuse_window,
+    )
+    transaction.on_commit(partial(_tell, signals.fuse_blown))
+    return False
+
+
+def mend() -> None:
+    """Let circuits trip again; the count of trips begins anew. Nothing if the fuse is whole."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE subscriptions_tripfuse SET blown_at = NULL, mended_at = now() "
+            "WHERE id = 1 AND blown_at IS NOT NULL"
+        )
+        mended = bool(cursor.rowcount)
+    if mended:
+        logger.warning("A failing receiver answers again: circuits may trip as before.")
+        transaction.on_commit(partial(_tell, signals.fuse_mended))
+
+
+def blown() -> bool:
+    """Whether the fuse is blown."""
+    from subscriptions.models import TripFuse
+
+    return TripFuse.objects.filter(pk=1, blown_at__isnull=False).exists()
+
+
+def _tell(signal: Signal) -> None:
+    signal.send_robust(sender=None)
