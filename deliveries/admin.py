@@ -12,55 +12,41 @@ from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
-from django.db import models
+from django.core.exceptions import ValidationError
 from django.db.models import Count, Q, QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
-from django.shortcuts import redirect
-from django.urls import URLPattern, path
+from django.http import HttpRequest
+from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import ngettext
 
-from deliveries.backlog import Backlog, backlogs
 from deliveries.models import Attempt, Delivery, Event
 from deliveries.pagination import EstimatingPaginator
 from deliveries.replaying import replay_many
-from deliveries.send_test import send_tests
-from subscriptions.admin import SubscriptionAdmin
+from deliveries.subscription_admin import SubscriptionWithDeliveriesAdmin
 from subscriptions.display import ago, chip, link, page_of, short
 from subscriptions.models import Subscription
 
 MOST_BODY_CHARACTERS = 100_000
-# Test events wait for the slowest receiver; more at once would keep the page waiting.
-MOST_TESTS = 50
+MOST_ATTEMPTS_SHOWN = 100
+# A larger replay takes longer than a person waits for a page; there is a command for it.
+MOST_REPLAYED = 10_000
 
 _STATUS_KINDS = {
-    "pending": "busy",
-    "held": "idle",
-    "succeeded": "good",
-    "failed": "bad",
-    "discarded": "bad",
+    Delivery.Status.PENDING: "busy",
+    Delivery.Status.HELD: "idle",
+    Delivery.Status.SUCCEEDED: "good",
+    Delivery.Status.FAILED: "bad",
+    Delivery.Status.DISCARDED: "idle",
 }
 
-
-def status_chip(delivery: Delivery) -> SafeString:
-    return chip(
-        delivery.get_status_display(), _STATUS_KINDS[delivery.status], delivery.last_error
-    )
+admin.site.unregister(Subscription)
+admin.site.register(Subscription, SubscriptionWithDeliveriesAdmin)
 
 
-def outcome_chip(attempt: Attempt) -> SafeString:
-    if attempt.outcome == "success":
-        return chip(str(attempt.status_code), "good")
-    if attempt.status_code is not None:
-        return chip(str(attempt.status_code), "bad")
-    return chip(attempt.outcome, "idle" if attempt.outcome == "unknown" else "bad")
-
-
-class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not at run time
+class ReadOnlyAdmin(admin.ModelAdmin[Any]):
     """Rows that only the sender writes."""
 
-    actions_on_bottom = False
     list_per_page = 50
     ordering: Sequence[str] = ("-id",)
     paginator = EstimatingPaginator
@@ -81,26 +67,369 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not at run ti
 
 
 class ChosenFilter(admin.SimpleListFilter):
-    """Shows which related row the list is narrowed to, and the way back to all."""
+    """Shows which related row the list is narrowed to by a link, and the way back to all."""
 
-    parameter_name = "subscription"
-    title = "subscription"
+    field: str
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        chosen = request.GET.get(self.parameter_name, "")
-        if not chosen:
-            return []
-        try:
-            name = Subscription.objects.values_list("name", flat=True).get(pk=chosen)
-        except (ValueError, models.ObjectDoesNotExist, _ValidationError):
-            name = "(deleted)"
-        return [(chosen, name)]
+        value = self.value()
+        return [] if value is None else [(value, self.describe(value))]
+
+    def describe(self, value: str) -> str:
+        return value
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        value = self.value()
-        if value is None:
+        if self.value() is None:
             return queryset
         try:
-            return queryset.filter(subscription_id=value)
-        except (ValueError, _ValidationError):
+            return queryset.filter(**{self.field: self.value()})
+        except (ValueError, ValidationError):
             return queryset.none()
+
+
+class ChosenSubscription(ChosenFilter):
+    title = parameter_name = "subscription"
+    field = "subscription_id"
+
+    def describe(self, value: str) -> str:
+        try:
+            return Subscription.objects.values_list("name", flat=True).get(pk=value)
+        except (ValueError, ValidationError, Subscription.DoesNotExist):
+            return "a deleted subscription"
+
+
+class ChosenEvent(ChosenFilter):
+    title = parameter_name = "event"
+    field = "event_id"
+
+
+class ChosenDelivery(ChosenFilter):
+    title = parameter_name = "delivery"
+    field = "delivery_id"
+
+
+class OutcomeFilter(admin.SimpleListFilter):
+    title = parameter_name = "outcome"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [
+            ("success", "Success"),
+            ("http", "Answered, but no success"),
+            ("none", "No answer"),
+        ]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() == "none":
+            return queryset.filter(status_code=None)
+        if self.value() in ("success", "http"):
+            return queryset.filter(outcome=self.value())
+        return queryset
+
+
+@admin.register(Event)
+class EventAdmin(ReadOnlyAdmin):
+    list_display = ("id", "topic", "type", "published")
+    list_display_links = ("id",)
+    ordering = ("-created_at",)
+    search_fields = ("id",)
+    search_help_text = "The event’s id, in full"
+    fields = ("id", "topic", "type", "created_at", "sent_to", "pretty_body")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Event]:
+        return super().get_queryset(request).defer("body")
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Event], search_term: str
+    ) -> tuple[QuerySet[Event], bool]:
+        term = search_term.strip()
+        return (queryset.filter(pk=term) if term else queryset), False
+
+    @admin.display(description="published", ordering="created_at")
+    def published(self, event: Event) -> SafeString | str:
+        return ago(event.created_at)
+
+    @admin.display(description="deliveries")
+    def sent_to(self, event: Event) -> SafeString | str:
+        counts = (
+            Delivery.objects.filter(event=event)
+            .order_by()
+            .values_list("status")
+            .annotate(count=Count("pk"))
+        )
+        links = [
+            (
+                link(
+                    f"{count:,} {status}",
+                    "deliveries_delivery_changelist",
+                    event=event.pk,
+                    status__exact=status,
+                ),
+            )
+            for status, count in sorted(counts)
+        ]
+        return format_html_join(" · ", "{}", links) or "None: no subscription matched."
+
+    @admin.display(description="body, as it is sent")
+    def pretty_body(self, event: Event) -> SafeString:
+        text = bytes(event.body).decode("utf-8", errors="replace")
+        try:
+            text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+        except (ValueError, RecursionError):
+            pass  # what is no JSON is shown as it is
+        if len(text) > MOST_BODY_CHARACTERS:
+            text = f"{text[:MOST_BODY_CHARACTERS]}\n… {len(text):,} characters in all"
+        return format_html('<pre class="body">{}</pre>', text)
+
+
+class DeliveryChangeList(ChangeList):
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        page: list[Delivery] = list(self.result_list)
+        topics = dict(
+            Event.objects.filter(pk__in={one.event_id for one in page}).values_list("pk", "topic")
+        )
+        names = dict(
+            Subscription.objects.filter(pk__in={one.subscription_id for one in page}).values_list(
+                "pk", "name"
+            )
+        )
+        for one in page:
+            one.topic = topics.get(one.event_id, "–")  # type: ignore[attr-defined]
+            one.receiver_name = names.get(one.subscription_id)  # type: ignore[attr-defined]
+        self.result_list = page  # type: ignore[assignment]
+
+
+@admin.register(Delivery)
+class DeliveryAdmin(ReadOnlyAdmin):
+    list_display = (
+        "id",
+        "status_now",
+        "topic",
+        "receiver",
+        "event_link",
+        "attempts_link",
+        "due",
+        "error",
+        "created",
+    )
+    list_filter = ("status", ChosenSubscription, ChosenEvent)
+    search_fields = ("id",)
+    search_help_text = "The id of a delivery or of an event, in full"
+    actions = ("replay",)
+    fields = (
+        "id",
+        "status_now",
+        "event_link",
+        "receiver_link",
+        "created_at",
+        "next_attempt_at",
+        "lease_until",
+        "finished_at",
+        "attempt_count",
+        "retries_used",
+        "last_error",
+        "attempts_made",
+    )
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return DeliveryChangeList
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Delivery], search_term: str
+    ) -> tuple[QuerySet[Delivery], bool]:
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        condition = Q(event_id=term)
+        if term.isascii() and term.isdigit() and int(term) < 2**63:
+            condition |= Q(pk=int(term))
+        return queryset.filter(condition), False
+
+    def has_replay_permission(self, request: HttpRequest) -> bool:
+        return bool(request.user.has_perm("deliveries.change_delivery"))  # type: ignore[union-attr]
+
+    @admin.action(description="Send again (replay)", permissions=["replay"])
+    def replay(self, request: HttpRequest, chosen: QuerySet[Delivery]) -> None:
+        ids = sorted(chosen.order_by("id").values_list("pk", flat=True)[: MOST_REPLAYED + 1])
+        if len(ids) > MOST_REPLAYED:
+            self.message_user(
+                request,
+                f"More than {MOST_REPLAYED:,} deliveries are chosen; nothing was done. "
+                "`manage.py replay --subscription NAME` replays any number.",
+                messages.ERROR,
+            )
+            return
+        replayed, changed = replay_many(ids)
+        if replayed.pending:
+            text = ngettext(
+                "%d delivery will be sent again now.",
+                "%d deliveries will be sent again now.",
+                replayed.pending,
+            )
+            self.message_user(request, text % replayed.pending, messages.SUCCESS)
+        if replayed.held:
+            text = ngettext(
+                "%d delivery is held until its subscription is active again.",
+                "%d deliveries are held until their subscriptions are active again.",
+                replayed.held,
+            )
+            self.message_user(request, text % replayed.held, messages.WARNING)
+        if left := len(ids) - len(changed):
+            text = ngettext(
+                "%d delivery was left as it is: it is open already, its subscription was deleted, "
+                "or it is too old to be held.",
+                "%d deliveries were left as they are: they are open already, their subscriptions "
+                "were deleted, or they are too old to be held.",
+                left,
+            )
+            self.message_user(request, text % left, messages.WARNING)
+
+    @admin.display(description="status", ordering="status")
+    def status_now(self, delivery: Delivery) -> SafeString:
+        status = Delivery.Status(delivery.status)
+        return chip(str(status.label), _STATUS_KINDS[status], delivery.last_error)
+
+    @admin.display(description="topic")
+    def topic(self, delivery: Delivery) -> str:
+        return str(delivery.topic)  # type: ignore[attr-defined]
+
+    @admin.display(description="subscription")
+    def receiver(self, delivery: Delivery) -> SafeString | str:
+        return _subscription_link(delivery, delivery.receiver_name)  # type: ignore[attr-defined]
+
+    @admin.display(description="subscription")
+    def receiver_link(self, delivery: Delivery) -> SafeString | str:
+        found = Subscription.objects.filter(pk=delivery.subscription_id)
+        return _subscription_link(delivery, found.values_list("name", flat=True).first())
+
+    @admin.display(description="event")
+    def event_link(self, delivery: Delivery) -> SafeString:
+        return link(delivery.event_id, page_of(Event), delivery.event_id)
+
+    @admin.display(description="attempts", ordering="attempt_count")
+    def attempts_link(self, delivery: Delivery) -> SafeString | int:
+        if not delivery.attempt_count:
+            return 0
+        return link(delivery.attempt_count, "deliveries_attempt_changelist", delivery=delivery.pk)
+
+    @admin.display(description="next attempt")
+    def due(self, delivery: Delivery) -> str:
+        if delivery.next_attempt_at is None:
+            return "–"
+        seconds = (delivery.next_attempt_at - timezone.now()).total_seconds()
+        if seconds <= 0:
+            return "now"
+        return f"in {seconds:.0f} s" if seconds < 120 else f"in {seconds / 60:.0f} min"
+
+    @admin.display(description="last error")
+    def error(self, delivery: Delivery) -> SafeString | str:
+        return short(delivery.last_error, 50)
+
+    @admin.display(description="created", ordering="id")
+    def created(self, delivery: Delivery) -> SafeString | str:
+        return ago(delivery.created_at)
+
+    @admin.display(description="attempts")
+    def attempts_made(self, delivery: Delivery) -> SafeString | str:
+        attempts = delivery.attempts.order_by("-number")[:MOST_ATTEMPTS_SHOWN]
+        rows = format_html_join(
+            "",
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{} ms</td><td>{}</td></tr>",
+            (
+                (
+                    link(one.number, page_of(Attempt), one.pk),
+                    _outcome_chip(one),
+                    f"{one.started_at:%Y-%m-%d %H:%M:%S} UTC",
+                    f"{one.duration_ms:,}",
+                    short(one.error or one.response_body, 80),
+                )
+                for one in attempts
+            ),
+        )
+        if not rows:
+            return "None yet."
+        return format_html(
+            "<table><thead><tr><th>No.</th><th>Outcome</th><th>Started</th><th>Took</th>"
+            "<th>Answer or error</th></tr></thead><tbody>{}</tbody></table>",
+            rows,
+        )
+
+
+@admin.register(Attempt)
+class AttemptAdmin(ReadOnlyAdmin):
+    list_display = (
+        "id",
+        "outcome_now",
+        "delivery_link",
+        "number",
+        "what",
+        "duration",
+        "remote_address",
+        "started",
+    )
+    list_filter = (OutcomeFilter, ChosenDelivery)
+    search_fields = ("id",)
+    search_help_text = "The id of a delivery or of an event, in full"
+    fields = (
+        "id",
+        "outcome_now",
+        "delivery_link",
+        "number",
+        "status_code",
+        "outcome",
+        "error",
+        "answer",
+        "remote_address",
+        "started_at",
+        "duration",
+    )
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Attempt], search_term: str
+    ) -> tuple[QuerySet[Attempt], bool]:
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        ids = set(Delivery.objects.filter(event_id=term).values_list("pk", flat=True))
+        if term.isascii() and term.isdigit() and int(term) < 2**63:
+            ids.add(int(term))
+        return queryset.filter(delivery_id__in=ids), False
+
+    @admin.display(description="outcome", ordering="outcome")
+    def outcome_now(self, attempt: Attempt) -> SafeString:
+        return _outcome_chip(attempt)
+
+    @admin.display(description="delivery")
+    def delivery_link(self, attempt: Attempt) -> SafeString:
+        return link(attempt.delivery_id, page_of(Delivery), attempt.delivery_id)
+
+    @admin.display(description="answer or error")
+    def what(self, attempt: Attempt) -> SafeString | str:
+        return short(attempt.error or attempt.response_body)
+
+    @admin.display(description="answer’s beginning")
+    def answer(self, attempt: Attempt) -> SafeString | str:
+        if not attempt.response_body:
+            return "–"
+        return format_html('<pre class="body">{}</pre>', attempt.response_body)
+
+    @admin.display(description="took", ordering="duration_ms")
+    def duration(self, attempt: Attempt) -> str:
+        return f"{attempt.duration_ms:,} ms"
+
+    @admin.display(description="started", ordering="id")
+    def started(self, attempt: Attempt) -> SafeString | str:
+        return ago(attempt.started_at)
+
+
+def _subscription_link(delivery: Delivery, name: str | None) -> SafeString | str:
+    if name is None:
+        return "(deleted)"
+    return link(name, page_of(Subscription), delivery.subscription_id)
+
+
+def _outcome_chip(attempt: Attempt) -> SafeString:
+    if attempt.outcome == "success":
+        return chip(str(attempt.status_code), "good")
+    text = attempt.outcome if attempt.status_code is None else str(attempt.status_code)
+    return chip(text, "idle" if attempt.outcome == "unknown" else "bad", attempt.error)

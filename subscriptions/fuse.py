@@ -29,7 +29,7 @@ def allowed_trips(active: int, least: int, share: float) -> float:
 # Locks the row: two workers that trip at the same moment count each other's.
 _LOCK = """
 INSERT INTO subscriptions_tripfuse (id) VALUES (1) ON CONFLICT (id) DO UPDATE SET id = 1
-RETURNING blown_at, coalesce(mended_at, '-infinity')
+RETURNING blown_at, coalesce(mended_at, 'epoch')
 """
 
 _TRIPS = """
