@@ -7,12 +7,11 @@ or joins: related rows of a page are fetched by their ids, and may be gone.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from contextlib import suppress
+from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
-from django.core.exceptions import ValidationError
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
@@ -21,7 +20,13 @@ from django.utils.safestring import SafeString
 from django.utils.translation import ngettext
 
 from deliveries.models import Attempt, Delivery, Event
-from deliveries.pagination import EstimatingPaginator
+from deliveries.readonly_admin import (
+    ChosenDelivery,
+    ChosenEvent,
+    ChosenSubscription,
+    OutcomeFilter,
+    ReadOnlyAdmin,
+)
 from deliveries.replaying import replay_many
 from deliveries.subscription_admin import SubscriptionWithDeliveriesAdmin
 from subscriptions.display import ago, chip, link, page_of, short
@@ -42,88 +47,6 @@ _STATUS_KINDS = {
 
 admin.site.unregister(Subscription)
 admin.site.register(Subscription, SubscriptionWithDeliveriesAdmin)
-
-
-class ReadOnlyAdmin(admin.ModelAdmin[Any]):
-    """Rows that only the sender writes."""
-
-    list_per_page = 50
-    ordering: Sequence[str] = ("-id",)
-    paginator = EstimatingPaginator
-    show_facets = admin.ShowFacets.NEVER
-    show_full_result_count = False
-
-    class Media:
-        css: ClassVar = {"all": ["subscriptions/admin.css"]}
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-
-class ChosenFilter(admin.SimpleListFilter):
-    """Shows which related row the list is narrowed to by a link, and the way back to all."""
-
-    field: str
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        value = self.value()
-        return [] if value is None else [(value, self.describe(value))]
-
-    def describe(self, value: str) -> str:
-        return value
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if self.value() is None:
-            return queryset
-        try:
-            return queryset.filter(**{self.field: self.value()})
-        except (ValueError, ValidationError):
-            return queryset.none()
-
-
-class ChosenSubscription(ChosenFilter):
-    title = parameter_name = "subscription"
-    field = "subscription_id"
-
-    def describe(self, value: str) -> str:
-        try:
-            return Subscription.objects.values_list("name", flat=True).get(pk=value)
-        except (ValueError, ValidationError, Subscription.DoesNotExist):
-            return "a deleted subscription"
-
-
-class ChosenEvent(ChosenFilter):
-    title = parameter_name = "event"
-    field = "event_id"
-
-
-class ChosenDelivery(ChosenFilter):
-    title = parameter_name = "delivery"
-    field = "delivery_id"
-
-
-class OutcomeFilter(admin.SimpleListFilter):
-    title = parameter_name = "outcome"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [
-            ("success", "Success"),
-            ("http", "Answered, but no success"),
-            ("none", "No answer"),
-        ]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if self.value() == "none":
-            return queryset.filter(status_code=None)
-        if self.value() in ("success", "http"):
-            return queryset.filter(outcome=self.value())
-        return queryset
 
 
 @admin.register(Event)
@@ -172,10 +95,8 @@ class EventAdmin(ReadOnlyAdmin):
     @admin.display(description="body, as it is sent")
     def pretty_body(self, event: Event) -> SafeString:
         text = bytes(event.body).decode("utf-8", errors="replace")
-        try:
+        with suppress(ValueError, RecursionError):  # what is no JSON is shown as it is
             text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-        except (ValueError, RecursionError):
-            pass  # what is no JSON is shown as it is
         if len(text) > MOST_BODY_CHARACTERS:
             text = f"{text[:MOST_BODY_CHARACTERS]}\n… {len(text):,} characters in all"
         return format_html('<pre class="body">{}</pre>', text)
@@ -196,7 +117,7 @@ class DeliveryChangeList(ChangeList):
         for one in page:
             one.topic = topics.get(one.event_id, "–")  # type: ignore[attr-defined]
             one.receiver_name = names.get(one.subscription_id)  # type: ignore[attr-defined]
-        self.result_list = page  # type: ignore[assignment]
+        self.result_list = page
 
 
 @admin.register(Delivery)

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -50,14 +50,16 @@ SETTLE_PATIENCE = 30.0
 # How long after its claim a lane may begin requests, in seconds: then it looks anew whether its
 # subscription is still enabled, and still at the same address with the same secrets.
 FRESH = 1.0
+# Tasks whose lanes are being served at the same time, in one process.
+MOST_RUNS = 2000
 
 
 class Run:
     """One `deliver` task: finished once none of its lanes is being served any more."""
 
-    def __init__(self, subscription_ids: Sequence[UUID], *, recovering: bool) -> None:
-        self.subscription_ids = subscription_ids
+    def __init__(self, *, recovering: bool, on_finish: Callable[[], None]) -> None:
         self.recovering = recovering
+        self._on_finish = on_finish
         self.deadline = time.monotonic() + conf().time_slice
         self._open = 1
         self._lock = threading.Lock()
@@ -73,6 +75,7 @@ class Run:
             finished = self._open == 0
         if finished:
             self._finished.set()
+            self._on_finish()
 
     def wait(self, timeout: float | None = None) -> bool:
         return self._finished.wait(timeout)
@@ -92,22 +95,49 @@ class Sender:
     def __init__(self, sends_with: Transport | None = None) -> None:
         self.transport = transport() if sends_with is None else sends_with
         self.stopping = False
+        self._runs = 0
+        self._quiet = threading.Condition()
         self._bodies = EventBodies()
         self._claims: Stage[Wanted] = Stage("claim", self._claim_batch, most=200)
         self._settlements: Stage[Result | LaneExit] = Stage("settle", self._settle_batch)
 
-    def serve(self, subscription_ids: Sequence[UUID], *, recovering: bool) -> None:
+    def serve(
+        self,
+        subscription_ids: Sequence[UUID],
+        *,
+        recovering: bool,
+        patience: float | None = None,
+    ) -> bool:
         """Send what is due for these subscriptions; returns once it is sent and settled.
 
-        What is not done when the time slice ends is left to a new wake-up.
+        What is not done when the time slice ends is left to a new wake-up. With `patience`, in
+        seconds, returns after that in any case: what waits for a slow receiver goes on without
+        a thread of its own. Returns whether all is done.
         """
-        run = Run(subscription_ids, recovering=recovering)
+        with self._quiet:
+            # Memory has an end: beyond this many, a caller waits for others to finish.
+            self._quiet.wait_for(lambda: self._runs < MOST_RUNS or self.stopping)
+            self._runs += 1
+        run = Run(recovering=recovering, on_finish=self._run_finished)
         self._claims.put(Wanted(run, subscription_ids))
-        run.wait()
+        return run.wait(patience)
+
+    def _run_finished(self) -> None:
+        with self._quiet:
+            self._runs -= 1
+            self._quiet.notify_all()
 
     def stop(self) -> None:
         """Begin no request any more; `serve` returns as soon as those in flight are settled."""
         self.stopping = True
+        with self._quiet:
+            self._quiet.notify_all()
+
+    def drain(self, timeout: float) -> bool:
+        """`stop`, and wait until all that was in flight is settled; whether that was in time."""
+        self.stop()
+        with self._quiet:
+            return self._quiet.wait_for(lambda: self._runs == 0, timeout)
 
     def close(self) -> None:
         """Stop, and end the stages once they have done what they have. Not to be used after."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
@@ -32,12 +31,12 @@ class BacklogChangeList(ChangeList):
         waiting = backlogs(one.pk for one in page)
         for one in page:
             one.backlog = waiting.get(one.pk, Backlog())  # type: ignore[attr-defined]
-        self.result_list = page  # type: ignore[assignment]
+        self.result_list = page
 
 
 class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
     list_display = (*SubscriptionAdmin.list_display, "pending_count", "held_count")
-    actions: ClassVar[Sequence[str]] = (*SubscriptionAdmin.actions, "send_test")
+    actions = (*SubscriptionAdmin.actions, "send_test")
     change_form_template = "admin/deliveries/subscription_change_form.html"
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:

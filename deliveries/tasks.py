@@ -8,13 +8,17 @@ from typing import Any
 from uuid import UUID
 
 from celery import Task, shared_task
-from celery.signals import worker_shutting_down
+from celery.signals import worker_shutdown, worker_shutting_down
 from django.db import InterfaceError, OperationalError
 
 from deliveries import housekeeping as house
 from deliveries import sweeping
 from deliveries.queues import DELIVER
 from deliveries.sending import sender
+from subscriptions.conf import conf
+
+# How long a task waits for its receivers, in seconds.
+PATIENCE = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +28,14 @@ def deliver(self: Task[Any, None], subscription_ids: Iterable[str]) -> None:
     """Send what is due for these subscriptions (ids as text), for one time slice at most.
 
     A wake-up, nothing more: what is to be sent stands in the table, and so does who sends it.
-    From the queue `deliver`, subscriptions that are failing are passed on to `recover`.
+    From the queue `deliver`, subscriptions that are failing are passed on to `recover`. A
+    worker's thread is given back after a second at most: what waits for slow receivers goes on
+    without it, so that two hundred of them do not keep the healthy waiting for a thread.
     """
     queue = (self.request.delivery_info or {}).get("routing_key")
     ids = [UUID(one) for one in dict.fromkeys(subscription_ids)]
-    sender().serve(ids, recovering=queue != DELIVER)
+    patience = None if self.request.is_eager else PATIENCE
+    sender().serve(ids, recovering=queue != DELIVER, patience=patience)
 
 
 @shared_task(ignore_result=True)
@@ -53,3 +60,9 @@ def housekeeping() -> None:
 @worker_shutting_down.connect
 def _stop_sending(**_: Any) -> None:
     sender().stop()
+
+
+@worker_shutdown.connect
+def _finish_sending(**_: Any) -> None:
+    if not sender().drain(conf().request_timeout + 2):
+        logger.warning("some requests were still in flight when the worker ended")

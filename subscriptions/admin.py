@@ -42,7 +42,7 @@ class StateFilter(admin.SimpleListFilter):
 @admin.register(Subscription)
 class SubscriptionAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not at run time
     form = SubscriptionForm
-    list_display: Sequence[str] = (
+    list_display: tuple[str, ...] = (
         "name",
         "state_now",
         "receiver",
@@ -54,7 +54,7 @@ class SubscriptionAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not at ru
     search_fields = ("name", "url")
     search_help_text = "Name or URL"
     ordering = ("name",)
-    readonly_fields: Sequence[str] = (
+    readonly_fields = (
         "state_now",
         "failures",
         "tripped",
@@ -67,7 +67,7 @@ class SubscriptionAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not at ru
         "created_at",
         "updated_at",
     )
-    actions: ClassVar[Sequence[str]] = (
+    actions = (
         "reset_circuit",
         "reset_circuit_and_discard",
         "pause",

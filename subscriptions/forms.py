@@ -23,7 +23,7 @@ class PatternsField(forms.CharField):
         # What somebody wrote past the validation is shown as it is, to be mended.
         return value if value is None or isinstance(value, str) else json.dumps(value)
 
-    def to_python(self, value: Any) -> list[str]:
+    def to_python(self, value: Any) -> list[str]:  # type: ignore[override]
         text = str(value or "").strip()
         # As the API and the commands write it: somebody pasted a whole list.
         if text.startswith("[") and (pasted := _list_of_texts(text)) is not None:

@@ -183,11 +183,15 @@ def test_a_removed_directory_ends_its_guardian(cluster):
 
 @pytest.mark.parametrize("command", ["help", "check", "migrate --help"])
 def test_a_command_that_does_not_connect_starts_nothing(tmp_path, command):
-    clean = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")}
+    engines = dict.fromkeys(("DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL"), "")
+    settings = {
+        "DJANGO_SETTINGS_MODULE": "webhooks_project.settings",  # not those of the tests
+        "WEBHOOKS_LOCAL_DIR": str(tmp_path / "local"),
+    }
     subprocess.run(
         [sys.executable, "manage.py", *command.split()],
         cwd=CHECKOUT,
-        env=clean | {"WEBHOOKS_LOCAL_DIR": str(tmp_path / "local")},
+        env=os.environ | engines | settings,
         capture_output=True,
         check=True,
     )

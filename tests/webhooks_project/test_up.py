@@ -29,11 +29,15 @@ class Up:
 
     def __init__(self, directory: Path, *arguments: str) -> None:
         self.cluster = Cluster(directory)
-        given = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")}
+        engines = dict.fromkeys(("DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL"), "")
+        settings = {
+            "DJANGO_SETTINGS_MODULE": "webhooks_project.settings",  # not those of the tests
+            "WEBHOOKS_LOCAL_DIR": str(directory),
+        }
         self.process = subprocess.Popen(
             [sys.executable, "manage.py", "up", "--port", "0", "--threads", "8", *arguments],
             cwd=CHECKOUT,
-            env=given | {"WEBHOOKS_LOCAL_DIR": str(directory)},
+            env=os.environ | engines | settings,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,0 +1,95 @@
+"""What the admin pages of rows that only the sender writes have in common."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.contrib import admin
+from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
+from django.http import HttpRequest
+
+from deliveries.pagination import EstimatingPaginator
+from subscriptions.models import Subscription
+
+
+class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Rows that only the sender writes."""
+
+    list_per_page = 50
+    ordering = ("-id",)
+    paginator = EstimatingPaginator
+    show_facets = admin.ShowFacets.NEVER
+    show_full_result_count = False
+
+    class Media:
+        css: ClassVar = {"all": ["subscriptions/admin.css"]}
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class ChosenFilter(admin.SimpleListFilter):
+    """Shows which related row the list is narrowed to by a link, and the way back to all."""
+
+    field: str
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        value = self.value()
+        return [] if value is None else [(value, self.describe(value))]
+
+    def describe(self, value: str) -> str:
+        return value
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() is None:
+            return queryset
+        try:
+            return queryset.filter(**{self.field: self.value()})
+        except (ValueError, ValidationError):
+            return queryset.none()
+
+
+class ChosenSubscription(ChosenFilter):
+    title = parameter_name = "subscription"
+    field = "subscription_id"
+
+    def describe(self, value: str) -> str:
+        try:
+            return Subscription.objects.values_list("name", flat=True).get(pk=value)
+        except (ValueError, ValidationError, Subscription.DoesNotExist):
+            return "a deleted subscription"
+
+
+class ChosenEvent(ChosenFilter):
+    title = parameter_name = "event"
+    field = "event_id"
+
+
+class ChosenDelivery(ChosenFilter):
+    title = parameter_name = "delivery"
+    field = "delivery_id"
+
+
+class OutcomeFilter(admin.SimpleListFilter):
+    title = parameter_name = "outcome"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [
+            ("success", "Success"),
+            ("http", "Answered, but no success"),
+            ("none", "No answer"),
+        ]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() == "none":
+            return queryset.filter(status_code=None)
+        if self.value() in ("success", "http"):
+            return queryset.filter(outcome=self.value())
+        return queryset
