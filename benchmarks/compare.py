@@ -145,7 +145,7 @@ class Bench:
         return {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}, recorded
 
     def _engine_pid(self, engine: str) -> int:
-        pid = self._cluster.pid(engine)
+        pid: int | None = self._cluster.pid(engine)
         if pid is None:
             raise BenchmarkError(f"{engine} does not run; see {self.layout.engine_log(engine)}")
         return pid

@@ -12,8 +12,11 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import PermissionDenied
 from django.db.models import Count, Q, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
+from django.shortcuts import redirect
+from django.urls import URLPattern, path
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -27,7 +30,7 @@ from deliveries.readonly_admin import (
     OutcomeFilter,
     ReadOnlyAdmin,
 )
-from deliveries.replaying import replay_many
+from deliveries.replaying import FINISHED, replay_many
 from deliveries.subscription_admin import SubscriptionWithDeliveriesAdmin
 from subscriptions.display import ago, chip, link, page_of, short
 from subscriptions.models import Subscription
@@ -127,7 +130,6 @@ class DeliveryAdmin(ReadOnlyAdmin):
         "status_now",
         "topic",
         "receiver",
-        "event_link",
         "attempts_link",
         "due",
         "error",
@@ -167,7 +169,39 @@ class DeliveryAdmin(ReadOnlyAdmin):
         return queryset.filter(condition), False
 
     def has_replay_permission(self, request: HttpRequest) -> bool:
-        return bool(request.user.has_perm("deliveries.change_delivery"))  # type: ignore[union-attr]
+        return bool(request.user.has_perm("deliveries.change_delivery"))
+
+    def get_urls(self) -> list[URLPattern]:
+        return [
+            path(
+                "<int:delivery_id>/replay/",
+                self.admin_site.admin_view(self.replay_view),
+                name="deliveries_delivery_replay",
+            ),
+            *super().get_urls(),
+        ]
+
+    def replay_view(self, request: HttpRequest, delivery_id: int) -> HttpResponse:
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        if not self.has_replay_permission(request):
+            raise PermissionDenied
+        self._replay(request, [delivery_id])
+        return redirect("admin:deliveries_delivery_change", delivery_id)
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        delivery = self.get_object(request, object_id)
+        replayable = delivery is not None and delivery.status in FINISHED
+        context = {"may_replay": replayable and self.has_replay_permission(request)}
+        return super().change_view(
+            request, object_id, form_url, {**(extra_context or {}), **context}
+        )
 
     @admin.action(description="Send again (replay)", permissions=["replay"])
     def replay(self, request: HttpRequest, chosen: QuerySet[Delivery]) -> None:
@@ -180,6 +214,9 @@ class DeliveryAdmin(ReadOnlyAdmin):
                 messages.ERROR,
             )
             return
+        self._replay(request, ids)
+
+    def _replay(self, request: HttpRequest, ids: list[int]) -> None:
         replayed, changed = replay_many(ids)
         if replayed.pending:
             text = ngettext(
@@ -211,8 +248,9 @@ class DeliveryAdmin(ReadOnlyAdmin):
         return chip(str(status.label), _STATUS_KINDS[status], delivery.last_error)
 
     @admin.display(description="topic")
-    def topic(self, delivery: Delivery) -> str:
-        return str(delivery.topic)  # type: ignore[attr-defined]
+    def topic(self, delivery: Delivery) -> SafeString:
+        topic: str = delivery.topic  # type: ignore[attr-defined]
+        return link(topic, page_of(Event), delivery.event_id, title=f"Event {delivery.event_id}")
 
     @admin.display(description="subscription")
     def receiver(self, delivery: Delivery) -> SafeString | str:

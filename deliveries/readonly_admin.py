@@ -16,6 +16,7 @@ from subscriptions.models import Subscription
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Rows that only the sender writes."""
 
+    change_form_template = "admin/deliveries/readonly_change_form.html"
     list_per_page = 50
     ordering = ("-id",)
     paginator = EstimatingPaginator

@@ -207,6 +207,7 @@ class Sender:
 
     def _settle_batch(self, items: list[Result | LaneExit]) -> None:
         results = [one for one in items if isinstance(one, Result)]
+        written = False
         exits = [one for one in items if isinstance(one, LaneExit)]
         give_up = time.monotonic() + SETTLE_PATIENCE
         pause = threading.Event()
@@ -215,6 +216,7 @@ class Sender:
             while True:
                 try:
                     settled = settle(results, [one.end for one in exits])
+                    written = True
                     break
                 except (OperationalError, InterfaceError) as error:
                     connection.close()
@@ -234,6 +236,8 @@ class Sender:
             connection.close()
             logger.exception("%d results could not be recorded", len(results))
         finally:
+            for result in results:
+                result.settled(written)
             for one in exits:
                 one.run.end()
 
@@ -269,7 +273,8 @@ class LaneExit:
 class Lane:
     """The deliveries of one claim on their way: at most `window` requests at once.
 
-    Called by the claim stage once, then by the transport's thread as answers come.
+    Called by the claim stage once, by the transport's thread as answers come, and by the settle
+    stage as they are written down.
     """
 
     __slots__ = (
@@ -360,13 +365,21 @@ class Lane:
             logger.exception("the answer to delivery %d could not be read", delivery.id)
             judged = broken(error)
         self._answered(delivery, started, judged)
-        if time.monotonic() > self._fresh_until:
-            self._stopped = True
+
+    def _settled(self, written: bool) -> None:
+        """A request is in flight until its result is written down: a worker that dies has sent
+        no more than `max_in_flight` requests of which nobody knows."""
+        with self._lock:
+            self._in_flight -= 1
+            if not written or time.monotonic() > self._fresh_until:
+                self._stopped = True
         self._advance()
 
     def _answered(self, delivery: ClaimedDelivery, started: datetime, judged: Judged) -> None:
         spread = random.random()  # noqa: S311 - spreads retries, guards nothing
         following = decide(judged.outcome, delivery.retries_used, self._schedule, spread)
+        with self._lock:
+            self._learn(delivery, judged.outcome, following)
         self._sender.settle(
             Result(
                 lane=self._claimed,
@@ -380,13 +393,9 @@ class Lane:
                 remote_address=judged.remote_address,
                 started_at=started,
                 duration_ms=judged.duration_ms,
+                settled=self._settled,
             )
         )
-        # Only now: another thread may leave the lane as soon as nothing is in flight, and its
-        # last result must be settled no later than that.
-        with self._lock:
-            self._in_flight -= 1
-            self._learn(delivery, judged.outcome, following)
 
     def _learn(self, delivery: ClaimedDelivery, outcome: Outcome, following: Next) -> None:
         """Grow the window with success; after a failure begin nothing more in this claim."""

@@ -7,7 +7,7 @@ in the order subscriptions, lanes, deliveries, as everywhere.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import groupby
@@ -25,7 +25,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Result:
-    """What came of one request, and what follows from it."""
+    """What came of one request, and what follows from it.
+
+    `settled` is called once it is written down, or given up.
+    """
 
     lane: ClaimedLane
     delivery: ClaimedDelivery
@@ -38,6 +41,7 @@ class Result:
     remote_address: str
     started_at: datetime
     duration_ms: int
+    settled: Callable[[bool], None]
 
 
 @dataclass(slots=True)

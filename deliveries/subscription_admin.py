@@ -10,6 +10,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.shortcuts import redirect
 from django.urls import URLPattern, path
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from deliveries.backlog import Backlog, backlogs
@@ -35,20 +36,16 @@ class BacklogChangeList(ChangeList):
 
 
 class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
-    list_display = (*SubscriptionAdmin.list_display, "pending_count", "held_count")
+    list_display = (*SubscriptionAdmin.list_display[:-1], "waiting", "error")
     actions = (*SubscriptionAdmin.actions, "send_test")
     change_form_template = "admin/deliveries/subscription_change_form.html"
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return BacklogChangeList
 
-    @admin.display(description="pending")
-    def pending_count(self, one: Subscription) -> SafeString | str:
-        return _count(one, "pending")
-
-    @admin.display(description="held")
-    def held_count(self, one: Subscription) -> SafeString | str:
-        return _count(one, "held")
+    @admin.display(description="pending / held")
+    def waiting(self, one: Subscription) -> SafeString:
+        return format_html("{} / {}", _count(one, "pending"), _count(one, "held"))
 
     def get_urls(self) -> list[URLPattern]:
         return [

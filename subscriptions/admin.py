@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
@@ -51,9 +51,11 @@ class SubscriptionAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not at ru
         "error",
     )
     list_filter = (StateFilter,)
+    show_facets = admin.ShowFacets.NEVER
     search_fields = ("name", "url")
     search_help_text = "Name or URL"
-    ordering = ("name",)
+    # What needs an operator comes first.
+    ordering = (F("auto_disabled_at").desc(nulls_last=True), "name")
     readonly_fields = (
         "state_now",
         "failures",
@@ -67,7 +69,7 @@ class SubscriptionAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not at ru
         "created_at",
         "updated_at",
     )
-    actions = (
+    actions: tuple[str, ...] = (
         "reset_circuit",
         "reset_circuit_and_discard",
         "pause",
@@ -107,9 +109,9 @@ class SubscriptionAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not at ru
 
     @admin.display(description="receiver")
     def receiver(self, one: Subscription) -> SafeString:
-        return format_html('<span title="{}">{}</span>', one.url, short(host(one.url), 40))
+        return format_html('<span title="{}">{}</span>', one.url, short(host(one.url), 28))
 
-    @admin.display(description="failures in a row", ordering="consecutive_failures")
+    @admin.display(description="fails", ordering="consecutive_failures")
     def failures(self, one: Subscription) -> int:
         return one.consecutive_failures
 
@@ -133,7 +135,7 @@ class SubscriptionAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not at ru
 
     @admin.display(description="last error")
     def error(self, one: Subscription) -> SafeString | str:
-        return short(one.last_error)
+        return short(one.last_error, 45)
 
     @admin.display(description="signing secrets")
     def signing_secrets(self, one: Subscription) -> SafeString | str:

@@ -14,7 +14,6 @@ from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
-from django.utils.timesince import timesince
 
 from subscriptions.models import Subscription
 
@@ -33,8 +32,9 @@ def state_chip(subscription: Subscription) -> SafeString:
         return chip("Paused", "idle", "Paused by an operator. Resume it to send again.")
     assert subscription.auto_disabled_at is not None
     at = timezone.localtime(subscription.auto_disabled_at)
+    today = at.date() == timezone.localdate()
     return chip(
-        f"Tripped {at:%d %b %H:%M}",
+        f"Tripped {at:%H:%M}" if today else f"Tripped {at:%d %b}",
         "bad",
         f"Tripped at {at:%Y-%m-%d %H:%M:%S %Z}: {subscription.last_error or 'no error is known'}. "
         "Select it and choose ‘Reset the circuit’, or run "
@@ -43,17 +43,25 @@ def state_chip(subscription: Subscription) -> SafeString:
 
 
 def ago(moment: datetime | None) -> SafeString | str:
-    """`5 minutes ago`, with the exact time as its title."""
+    """`5 min ago`, with the exact time as its title."""
     if moment is None:
         return "–"
     local = timezone.localtime(moment)
-    since = timesince(moment, depth=1)
     return format_html(
         '<time datetime="{}" title="{}" class="ago">{}</time>',
         local.isoformat(),
         f"{local:%Y-%m-%d %H:%M:%S %Z}",
-        "just now" if since.startswith("0") else f"{since} ago",
+        _age((timezone.now() - moment).total_seconds()),
     )
+
+
+def _age(seconds: float) -> str:
+    if seconds < 1:
+        return "just now"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
 
 
 def short(text: str, most: int = 60) -> SafeString | str:

@@ -57,7 +57,7 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
     topic_patterns = PatternsField(
         required=False,
         widget=forms.Textarea(attrs={"rows": 6, "cols": 60, "class": "patterns"}),
-        help_text="One pattern a line, such as order.* or attacker.> — * is exactly one token, "
+        help_text="One pattern a line, such as order.* or attacker.>: * is exactly one token, "
         "> at the end is one or more.",
     )
 
@@ -72,6 +72,14 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
             "recovery",
             "headers",
         ]
+        widgets: ClassVar = {
+            "url": forms.TextInput(attrs={"size": 80}),
+            "headers": forms.Textarea(attrs={"rows": 3, "cols": 60, "class": "patterns"}),
+        }
+        help_texts: ClassVar = {
+            "enabled": "Ticking it resets a tripped circuit, or resumes what is paused; what was "
+            "held is sent. Clearing it pauses.",
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -12,6 +12,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, transaction
 from django.db.models import Q
 from django.utils import timezone
+from django.views.decorators.debug import sensitive_variables
 
 from subscriptions import crypto, signing_secrets
 from subscriptions.conf import conf
@@ -224,6 +225,8 @@ class Subscription(models.Model):
             # Lists and dicts may be changed in place: remember a copy, not the same object.
             self._loaded[name] = value.copy() if isinstance(value, list | dict) else value
 
+    # Django's error reports show the variables of every frame.
+    @sensitive_variables()
     def add_secret(self, secret: str | None = None) -> str:
         """Add a signing secret, generated unless given, and return it: the only time it is shown.
 
@@ -231,6 +234,7 @@ class Subscription(models.Model):
         """
         return self._store_secret(secret)
 
+    @sensitive_variables()
     def rotate_secret(self, secret: str | None = None, *, overlap: float | None = None) -> str:
         """Add a new secret and let the others end after `overlap` seconds (default: the setting).
 
@@ -305,6 +309,7 @@ class TopicIndexChange(models.Model):
     subscription_id = models.UUIDField(null=True)
 
 
+@sensitive_variables()
 def create_subscription(
     *,
     name: str,
@@ -328,9 +333,11 @@ def create_subscription(
 
 def find_subscription(name_or_id: str) -> Subscription:
     """The subscription of that name, or of that id. Raises `Subscription.DoesNotExist`."""
-    found = Subscription.objects.filter(name=name_or_id).first()
-    if found is not None:
-        return found
+    # No name is unprintable, and the database refuses to look for NUL or a lone surrogate.
+    if name_or_id.isprintable():
+        found = Subscription.objects.filter(name=name_or_id).first()
+        if found is not None:
+            return found
     try:
         return Subscription.objects.get(pk=uuid.UUID(name_or_id))
     except (ValueError, Subscription.DoesNotExist):

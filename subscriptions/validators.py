@@ -95,7 +95,9 @@ def validate_headers(value: Any) -> None:
             raise ValidationError(
                 f"{name[:100]!r} is no header name; use letters, digits and hyphens."
             )
-        if lower in RESERVED_HEADERS or lower.startswith(("webhook-", prefix)):
+        # Receivers behind CGI or WSGI cannot tell `_` from `-` in a header name.
+        meant = lower.replace("_", "-")
+        if meant in RESERVED_HEADERS or meant.startswith(("webhook-", prefix)):
             raise ValidationError(f"The header {name} is set by the sender; leave it out.")
         if lower in seen:
             raise ValidationError(f"The header {name} is there twice; header names ignore case.")

@@ -26,6 +26,11 @@ from subscriptions.conf import Network, conf
 # A pin's entry in libcurl's DNS cache must outlive the request that uses it.
 LONGEST_TIMEOUT = 600.0
 
+# Of one process: enough that some hundreds of receivers which never answer leave room for the
+# others. Twice as many files, for connections that are kept open and for all else.
+MOST_IN_FLIGHT = 4000
+MOST_FILES = 2 * MOST_IN_FLIGHT + 1000
+
 logger = logging.getLogger(__name__)
 
 _all: weakref.WeakSet[Transport] = weakref.WeakSet()
@@ -259,13 +264,24 @@ def transport() -> Transport:
     with _of_process_lock:
         if _of_process is None:
             settings = conf()
+            _raise_file_limit()
             _of_process = Transport(
                 timeout=settings.request_timeout,
                 allowed_networks=settings.allowed_networks,
                 ca_file=settings.ca_file,
                 dns_cache=settings.dns_cache,
+                max_connections=MOST_IN_FLIGHT,
+                max_in_flight_total=MOST_IN_FLIGHT,
             )
         return _of_process
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as this process may have: each request in flight is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _close_all() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 
 from deliveries import EventConflict, publish
+from deliveries.body import validate_event_id
 from deliveries.models import Delivery, Event
 from subscriptions.management.base import OperatorCommand, add_json_flag
 
@@ -41,8 +42,11 @@ class Command(OperatorCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         event_id = options["event_id"]
-        known = event_id is not None and Event.objects.filter(pk=event_id).exists()
         try:
+            known = (
+                event_id is not None
+                and Event.objects.filter(pk=validate_event_id(event_id)).exists()
+            )
             event = publish(
                 options["topic"],
                 _payload(options["data"]),
@@ -93,9 +97,19 @@ def _payload(data: str) -> Any:
     else:
         source, text = "--data", data
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise CommandError(
             f"{source} is not JSON: {error}. Give an object such as '{{\"id\": 42}}'.",
             returncode=2,
         ) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that is there twice: parsers differ on which of its values counts."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key[:60]!r} is there twice in one object")
+        found[key] = value
+    return found

@@ -1,0 +1,219 @@
+"""Instrumented receivers: every request with its `webhook-id`, when it came, what was answered.
+
+All sites are served by one thread. A subscription is known by its header `X-Lane`, which
+`world.World.subscribe` sets to its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import math
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from deliveries.http1 import Answer, Connection
+
+HOST = "127.0.0.1"
+STATE_TIMEOUT = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request. Times are by `time.monotonic()`; `answered_at` is 0 until it is answered."""
+
+    at: float
+    lane: str
+    id: str
+    digest: bytes
+    status: int = 0
+    answered_at: float = 0.0
+
+
+Respond = Callable[[Request], Answer]
+
+
+class Site:
+    """One address. `respond` decides each answer and may be changed while it runs."""
+
+    def __init__(self, receivers: Receivers, respond: Respond, listener: socket.socket) -> None:
+        self._receivers = receivers
+        self.respond = respond
+        self.listener = listener
+        self.port: int = listener.getsockname()[1]
+        self.url = f"http://{listener.getsockname()[0]}:{self.port}/"
+        self.in_flight: Counter[str] = Counter()
+        self.most_in_flight: Counter[str] = Counter()
+
+    def took(self, request: Request) -> Answer:
+        self.in_flight[request.lane] += 1
+        self.most_in_flight[request.lane] = max(
+            self.most_in_flight[request.lane], self.in_flight[request.lane]
+        )
+        answer = self.respond(request)
+        self._receivers.log(request)
+        return answer
+
+    def answered(self, request: Request, status: int) -> None:
+        self.in_flight[request.lane] -= 1
+        request.status = status
+        request.answered_at = time.monotonic()
+
+
+class _Visit:
+    """The owner of one connection: its requests come one after the other."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._request: Request | None = None
+
+    def connected(self, connection: Connection) -> None:
+        self._site._receivers.open.add(connection)
+
+    def disconnected(self, connection: Connection) -> None:
+        self._site._receivers.open.discard(connection)
+        if self._request is not None:  # the sender hung up first
+            self._site.in_flight[self._request.lane] -= 1
+            self._request = None
+
+    def take(self, headers: dict[str, str], body: bytes) -> Answer:
+        lower = {name.lower(): value for name, value in headers.items()}
+        self._request = Request(
+            at=time.monotonic(),
+            lane=lower.get("x-lane", ""),
+            id=lower.get("webhook-id", ""),
+            digest=hashlib.blake2b(body, digest_size=16).digest(),
+        )
+        return self._site.took(self._request)
+
+    def wrote(self, status: int) -> None:
+        if self._request is not None:
+            self._site.answered(self._request, status)
+            self._request = None
+
+
+class _Connection(Connection):
+    """Notes the moment of the answer, which with a delay is later than that of its decision."""
+
+    def __init__(self, visit: _Visit) -> None:
+        super().__init__(visit)
+        self._visit = visit
+
+    def _write(self, answer: Answer, keep_alive: bool) -> None:
+        self._visit.wrote(answer.status)
+        super()._write(answer, keep_alive)
+
+
+class Receivers:
+    """All sites of a test, and the log of what came to them; a context manager."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.open: set[Connection] = set()
+        self._came = threading.Condition()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="receivers", daemon=True)
+        self._listeners: list[socket.socket] = []
+        self._servers: list[asyncio.Server] = []
+
+    def __enter__(self) -> Receivers:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(STATE_TIMEOUT)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(STATE_TIMEOUT)
+        for listener in self._listeners:
+            listener.close()
+
+    def site(self, respond: Respond | None = None, listener: socket.socket | None = None) -> Site:
+        """An address that answers; 200 to everything unless `respond` says otherwise."""
+        if listener is None:
+            listener = self._bind()
+        site = Site(self, respond or (lambda _: Answer()), listener)
+        asyncio.run_coroutine_threadsafe(self._serve(site), self._loop).result(STATE_TIMEOUT)
+        return site
+
+    def silent(self, backlog: int = 4096) -> str:
+        """The URL of a black hole: the kernel completes connections, nobody ever takes them."""
+        listener = self._bind()
+        listener.listen(backlog)
+        host, port = listener.getsockname()
+        return f"http://{host}:{port}/"
+
+    def log(self, request: Request) -> None:
+        with self._came:
+            self.requests.append(request)
+            self._came.notify_all()
+
+    def wait_until(self, holds: Callable[[], object], timeout: float) -> bool:
+        """Wait until that holds, looked at after each request; whether it did in time."""
+        with self._came:
+            return self._came.wait_for(lambda: bool(holds()), timeout)
+
+    def wait_for(self, count: int, timeout: float) -> bool:
+        return self.wait_until(lambda: len(self.requests) >= count, timeout)
+
+    def arrivals(self, since: int = 0) -> Counter[tuple[str, str]]:
+        """How often each (lane, event id) came, from the request number `since` on."""
+        return Counter((one.lane, one.id) for one in itertools.islice(self.requests, since, None))
+
+    def duplicates(self) -> int:
+        seen = self.arrivals()
+        return seen.total() - len(seen)
+
+    def hang_up(self) -> None:
+        """Break off every connection that is open now."""
+
+        def abort_all() -> None:
+            for connection in list(self.open):
+                connection.abort()
+
+        self._loop.call_soon_threadsafe(abort_all)
+
+    def _bind(self) -> socket.socket:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, 0))
+        self._listeners.append(listener)
+        return listener
+
+    async def _serve(self, site: Site) -> None:
+        server = await self._loop.create_server(
+            lambda: _Connection(_Visit(site)), sock=site.listener, backlog=4096
+        )
+        self._servers.append(server)
+
+    async def _close(self) -> None:
+        for server in self._servers:
+            server.close()
+        for connection in list(self.open):
+            connection.abort()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+
+def always(status: int, delay: float = 0.0) -> Respond:
+    return lambda _: Answer(status, delay=delay)
+
+
+def never(_: Request) -> Answer:
+    """Take the request and stay silent."""
+    return Answer(delay=math.inf)
+
+
+def in_turn(statuses: Sequence[int]) -> Respond:
+    """These statuses, again and again."""
+    following = itertools.cycle(statuses)
+    return lambda _: Answer(next(following))

@@ -1,0 +1,127 @@
+"""Everything of one test: receivers, subscriptions, what was published, the processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.db import connection
+
+from subscriptions.models import Subscription, create_subscription
+from tests.faults.installation import Engine, Installation
+from tests.faults.load import Ledger, Load
+from tests.faults.receivers import Receivers, Site
+from tests.faults.waiting import PATIENCE, holds_within
+
+
+@dataclass
+class World:
+    """What a test breaks, and what it looks at afterwards.
+
+    `lanes` are the subscriptions by name, with the topics that each must get. `bumped` counts
+    the circuit epochs that the test itself began: by a new secret, another URL, a resume.
+    """
+
+    installation: Installation
+    postgresql: Engine
+    valkey: Engine
+    receivers: Receivers
+    ledger: Ledger = field(default_factory=Ledger)
+    lanes: dict[str, Lane] = field(default_factory=dict)
+
+    def subscribe(
+        self,
+        where: Site | str,
+        topics: Iterable[str],
+        *,
+        name: str | None = None,
+        **fields: Any,
+    ) -> Subscription:
+        """An active subscription to these topics, without wildcards."""
+        topics = list(topics)
+        name = name or f"lane-{len(self.lanes)}"
+        subscription, _ = create_subscription(
+            name=name,
+            url=where if isinstance(where, str) else where.url,
+            topic_patterns=topics,
+            headers={"X-Lane": name},
+            **fields,
+        )
+        self.lanes[name] = Lane(subscription.pk, name, frozenset(topics))
+        return subscription
+
+    def load(self, rate: float, topics: Iterable[str]) -> Load:
+        """Publish to these topics in turn."""
+        names = list(topics)
+        return Load(self.ledger, lambda n: names[n % len(names)], rate)
+
+    def wanted(self) -> set[tuple[str, str]]:
+        """Every (lane, event id) that has to arrive."""
+        lanes: dict[str, list[str]] = {}
+        for lane in self.lanes.values():
+            for topic in lane.topics:
+                lanes.setdefault(topic, []).append(lane.name)
+        return {(lane, one.id) for one in self.ledger.accepted for lane in lanes.get(one.topic, ())}
+
+    def wait_until_settled(self, timeout: float = PATIENCE) -> float:
+        """Until nothing is due and nobody sends; returns the seconds."""
+        began = time.monotonic()
+        if not holds_within(self.settled, timeout):
+            due, leased, lanes = self.open_rows()
+            pytest.fail(
+                f"after {timeout:g} s {due} deliveries are due, {leased} and {lanes} lanes leased"
+            )
+        return time.monotonic() - began
+
+    def settled(self) -> bool:
+        return self.open_rows() == (0, 0, 0)
+
+    def open_rows(self) -> tuple[int, int, int]:
+        """Deliveries that are due within 5 s, deliveries that are leased, lanes that are."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """
+                SELECT count(*) FILTER (
+                        WHERE status = 'pending' AND next_attempt_at < now() + interval '5 s'
+                    ),
+                    count(lease_until),
+                    (SELECT count(*) FROM deliveries_lane WHERE lease_until IS NOT NULL)
+                FROM deliveries_delivery
+                """
+            )
+            row = cursor.fetchone()
+        return (row[0], row[1], row[2])
+
+    def statuses(self, name: str | None = None) -> dict[str, int]:
+        """How many deliveries there are in each status, of one lane or of all."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT status, count(*) FROM deliveries_delivery "
+                "WHERE %(id)s::uuid IS NULL OR subscription_id = %(id)s GROUP BY status",
+                {"id": self.lanes[name].id if name else None},
+            )
+            return dict(cursor.fetchall())
+
+    def unknown(self) -> int:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM deliveries_attempt WHERE outcome = 'unknown'")
+            return int(cursor.fetchone()[0])
+
+    def signals(self) -> list[tuple[str, UUID]]:
+        """The signals that any process of the installation sent: (`tripped` or `reset`, id)."""
+        words = (line.split() for line in self.installation.signals.read_text().splitlines())
+        return [(word, UUID(one)) for word, one in words]
+
+
+@dataclass
+class Lane:
+    """A subscription as a test knows it: `bumped` counts the epochs that the test began."""
+
+    id: UUID
+    name: str
+    topics: frozenset[str]
+    bumped: int = 1  # its first secret
