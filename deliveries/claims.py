@@ -11,7 +11,6 @@ import json
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
@@ -26,13 +25,12 @@ UNKNOWN_OUTCOME = "the worker stopped before it could record what came of this r
 
 @dataclass(slots=True)
 class ClaimedDelivery:
-    """One delivery to send. `lease_until` also tells this claim from any later one."""
+    """One delivery to send."""
 
     id: int
     event_id: str
     attempt_count: int
     retries_used: int
-    lease_until: datetime
     payload: Payload | None = None
     unsendable: str = ""
 
@@ -43,6 +41,9 @@ class ClaimedLane:
 
     `more`: the claim was full, so there may be more that is due. `probe`: the circuit is
     tripped, and the one delivery is a probe. `unsendable`: why nothing can be signed, if so.
+    `lease`: until when, as PostgreSQL writes it; it tells this claim's deliveries from those of
+    any other. `well`: the circuit counted no failure when it was claimed. `told`: it has heard
+    of a success since.
     """
 
     subscription_id: uuid.UUID
@@ -56,6 +57,9 @@ class ClaimedLane:
     window: int
     failures: int
     probe: bool
+    well: bool
+    lease: str = ""
+    told: bool = False
     deliveries: list[ClaimedDelivery] = field(default_factory=list)
     more: bool = False
 
@@ -89,6 +93,7 @@ WITH taken AS (
 )
 SELECT taken.*, s.name, s.url, s.headers, s.circuit_epoch, s.max_in_flight, s.enabled,
     coalesce(NOT s.enabled AND s.next_probe_at <= now(), false) AS probe,
+    s.consecutive_failures = 0 AND s.last_error = '' AS well,
     ARRAY(
         SELECT secret.ciphertext FROM subscriptions_signingsecret secret
         WHERE secret.subscription_id = s.id
@@ -162,7 +167,7 @@ _LEASE = """
     SET lease_until = now() + %(lease)s * interval '1 second',
         attempt_count = d.attempt_count + CASE WHEN picked.lease_until IS NULL THEN 0 ELSE 1 END
     FROM picked WHERE d.id = picked.id
-    RETURNING d.id, d.subscription_id, d.event_id, d.attempt_count, d.retries_used, d.lease_until,
+    RETURNING d.id, d.subscription_id, d.event_id, d.attempt_count, d.retries_used,
         picked.lease_until AS previous
 ), unknown AS (
     INSERT INTO deliveries_attempt (
@@ -173,8 +178,10 @@ _LEASE = """
         previous - %(lease)s * interval '1 second', 0
     FROM leased WHERE previous IS NOT NULL
 )
-SELECT subscription_id, id, event_id, attempt_count, retries_used, lease_until
-FROM leased ORDER BY id
+SELECT subscription_id, (now() + %(lease)s * interval '1 second')::text,
+    array_agg(id ORDER BY id), array_agg(event_id ORDER BY id),
+    array_agg(attempt_count ORDER BY id), array_agg(retries_used ORDER BY id)
+FROM leased GROUP BY subscription_id
 """
 
 
@@ -245,6 +252,7 @@ class _Row(NamedTuple):
     max_in_flight: int
     enabled: bool
     probe: bool
+    well: bool
     secrets: list[str]
 
 
@@ -267,6 +275,7 @@ def _lane(row: _Row, decrypt: Callable[[str], str]) -> ClaimedLane:
         window=1 if row.probe or row.failures else min(row.window, row.max_in_flight),
         failures=row.failures,
         probe=row.probe,
+        well=row.well,
     )
 
 
@@ -300,8 +309,10 @@ def _take(
     cursor: Any, picked: str, parameters: dict[str, Any], lanes: dict[uuid.UUID, ClaimedLane]
 ) -> None:
     cursor.execute(picked + _LEASE, parameters)
-    for subscription_id, *values in cursor.fetchall():
-        lanes[subscription_id].deliveries.append(ClaimedDelivery(*values))
+    for subscription_id, lease, *columns in cursor.fetchall():
+        lane = lanes[subscription_id]
+        lane.lease = lease
+        lane.deliveries = list(map(ClaimedDelivery, *columns))
 
 
 def _leave(cursor: Any, subscription_ids: Sequence[uuid.UUID]) -> None:

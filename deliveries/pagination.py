@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from django.core.exceptions import EmptyResultSet
 from django.core.paginator import Paginator
 from django.db import OperationalError, connection, transaction
 from django.utils.functional import cached_property
@@ -43,7 +44,10 @@ class EstimatingPaginator(Paginator):  # type: ignore[type-arg]
 
 def estimated_rows(queryset: Any) -> int:
     """How many rows PostgreSQL expects the query to bring, by its statistics."""
-    sql, parameters = queryset.order_by().query.sql_with_params()
+    try:
+        sql, parameters = queryset.order_by().query.sql_with_params()
+    except EmptyResultSet:
+        return 0
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN (FORMAT JSON) {sql}", parameters)
         (plan,) = cursor.fetchone()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import requests
-from requests.structures import CaseInsensitiveDict
 
 from deliveries import signing
+from deliveries.bodies import Payload
 from deliveries.claims import ClaimedDelivery, ClaimedLane
 from deliveries.policy import UNSENDABLE, Outcome, Verdict, judge, parse_retry_after
 from deliveries.transport import Result as Answer
@@ -34,31 +35,44 @@ class Judged:
 def prepare(
     lane: ClaimedLane, delivery: ClaimedDelivery, timestamp: int
 ) -> requests.PreparedRequest:
-    """The signed POST of a delivery; `timestamp` in Unix seconds.
+    """The signed POST of a delivery; `timestamp` in Unix seconds."""
+    assert delivery.payload is not None
+    return signed_post(
+        lane.url, lane.headers, lane.secrets, delivery.event_id, delivery.payload, timestamp
+    )
+
+
+def signed_post(
+    url: str,
+    headers: Mapping[str, str],
+    secrets: Sequence[str],
+    event_id: str,
+    payload: Payload,
+    timestamp: int,
+) -> requests.PreparedRequest:
+    """The signed POST of an event to a receiver; `timestamp` in Unix seconds.
 
     Not by `Request.prepare()`: URL and headers were checked when they were saved, and preparing
     them anew costs more than signing.
     """
-    assert delivery.payload is not None
-    topic, body = delivery.payload
+    topic, body = payload
     request = requests.PreparedRequest()
     request.method = "POST"
-    request.url = lane.url
-    request.headers = CaseInsensitiveDict(lane.headers)
-    request.headers.update(
-        {
-            "Content-Type": "application/json",
-            "User-Agent": USER_AGENT,
-            **signing.headers(
-                body,
-                event_id=delivery.event_id,
-                topic=topic,
-                timestamp=timestamp,
-                secrets=lane.secrets,
-                prefix=conf().header_prefix,
-            ),
-        }
-    )
+    request.url = url
+    # A plain dict: no name comes twice, whatever its case (`validate_headers` saw to that).
+    request.headers = {  # type: ignore[assignment]
+        **headers,
+        "Content-Type": "application/json",
+        "User-Agent": USER_AGENT,
+        **signing.headers(
+            body,
+            event_id=event_id,
+            topic=topic,
+            timestamp=timestamp,
+            secrets=secrets,
+            prefix=conf().header_prefix,
+        ),
+    }
     request.body = body
     return request
 

@@ -18,8 +18,7 @@ from django.db import connection
 
 from deliveries.bodies import Payload
 from deliveries.body import build_body
-from deliveries.claims import ClaimedDelivery, ClaimedLane
-from deliveries.requests import judge_response, prepare
+from deliveries.requests import judge_response, signed_post
 from deliveries.transport import Result as Answer
 from deliveries.transport import transport
 from subscriptions import crypto
@@ -93,10 +92,14 @@ class _Test:
             if not secrets:
                 self._end(error="the subscription has no signing secret; add one")
                 return
-            lane, delivery = _claimed(subscription, secrets)
-            delivery.event_id = self._event_id
-            delivery.payload = Payload(topic, body)
-            self._request = prepare(lane, delivery, int(time.time()))
+            self._request = signed_post(
+                subscription.url,
+                subscription.headers,
+                secrets,
+                self._event_id,
+                Payload(topic, body),
+                int(time.time()),
+            )
         except (crypto.SecretUnreadable, ImproperlyConfigured) as error:
             self._end(error=str(error))
 
@@ -136,24 +139,3 @@ class _Test:
             self._event_id, status_code, error, response_body, duration_ms, remote_address
         )
         self._done.set()
-
-
-def _claimed(subscription: Subscription, secrets: list[str]) -> tuple[ClaimedLane, ClaimedDelivery]:
-    """What a claim would have brought; `prepare` makes the same request of it."""
-    lane = ClaimedLane(
-        subscription_id=subscription.pk,
-        name=subscription.name,
-        url=subscription.url,
-        headers=subscription.headers,
-        epoch=subscription.circuit_epoch,
-        secrets=secrets,
-        unsendable="",
-        max_in_flight=subscription.max_in_flight,
-        window=1,
-        failures=0,
-        probe=False,
-    )
-    delivery = ClaimedDelivery(
-        id=0, event_id="", attempt_count=0, retries_used=0, lease_until=datetime.now(UTC)
-    )
-    return lane, delivery

@@ -17,7 +17,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import lru_cache
 from uuid import UUID
 
@@ -344,13 +343,13 @@ class Lane:
             self._leave()
 
     def _send(self, delivery: ClaimedDelivery) -> None:
-        started = datetime.now(UTC)
+        started = time.time()
         reason = self._claimed.unsendable or delivery.unsendable
         try:
             if reason:
                 self._answered(delivery, started, unsendable(reason))
                 return
-            request = prepare(self._claimed, delivery, int(started.timestamp()))
+            request = prepare(self._claimed, delivery, int(started))
             self._sender.transport.submit(
                 request, lambda answer: self._on_answer(delivery, started, answer)
             )
@@ -358,7 +357,7 @@ class Lane:
             logger.exception("delivery %d could not be sent", delivery.id)
             self._answered(delivery, started, broken(error))
 
-    def _on_answer(self, delivery: ClaimedDelivery, started: datetime, answer: Answer) -> None:
+    def _on_answer(self, delivery: ClaimedDelivery, started: float, answer: Answer) -> None:
         try:
             judged = judge_response(answer)
         except Exception as error:
@@ -375,7 +374,7 @@ class Lane:
                 self._stopped = True
         self._advance()
 
-    def _answered(self, delivery: ClaimedDelivery, started: datetime, judged: Judged) -> None:
+    def _answered(self, delivery: ClaimedDelivery, started: float, judged: Judged) -> None:
         spread = random.random()  # noqa: S311 - spreads retries, guards nothing
         following = decide(judged.outcome, delivery.retries_used, self._schedule, spread)
         with self._lock:
@@ -414,6 +413,7 @@ class Lane:
                 self._rest = max(self._rest, following.delay)
             return
         self._stopped = True
+        self._claimed.well = False
         self._failures += 1
         self._window = 1
         if outcome.retry_after is not None:

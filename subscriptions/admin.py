@@ -204,7 +204,7 @@ class SubscriptionAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not at ru
         if subscription is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined, no-any-return]
         self.require_change(request, subscription)
-        form = RotateSecretForm(request.POST or None)
+        form = RotateSecretForm(request.POST if request.method == "POST" else None)
         if request.method == "POST" and form.is_valid():
             with transaction.atomic():
                 secret = subscription.rotate_secret(overlap=form.overlap())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
+from functools import lru_cache
 
 PREFIX = "whsec_"
 GENERATED_BYTES = 32
@@ -59,6 +60,7 @@ def parse(text: object) -> str:
     return secret
 
 
+@lru_cache(maxsize=10_000)
 def key_bytes(secret: str) -> bytes:
     """The HMAC key in a secret that `generate` or `parse` returned."""
     return base64.b64decode(secret[len(PREFIX) :])

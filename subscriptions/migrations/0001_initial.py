@@ -2,10 +2,11 @@
 
 import django.core.validators
 import django.db.models.deletion
+from django.db import migrations, models
+
 import subscriptions.ids
 import subscriptions.models
 import subscriptions.validators
-from django.db import migrations, models
 
 
 class Migration(migrations.Migration):

@@ -6,12 +6,12 @@ import hashlib
 import hmac
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import requests
 import responses
+from requests.structures import CaseInsensitiveDict
 
 from deliveries.bodies import Payload
 from deliveries.claims import ClaimedDelivery, ClaimedLane
@@ -37,13 +37,14 @@ def lane(**fields: Any) -> ClaimedLane:
             "window": 10,
             "failures": 0,
             "probe": False,
+            "well": True,
             **fields,
         }
     )
 
 
 def request() -> requests.PreparedRequest:
-    delivery = ClaimedDelivery(1, "event-1", 0, 0, datetime.now(UTC), Payload("a.b", b'{"v":1}'))
+    delivery = ClaimedDelivery(1, "event-1", 0, 0, Payload("a.b", b'{"v":1}'))
     return prepare(lane(), delivery, 1_700_000_000)
 
 
@@ -59,6 +60,7 @@ def answer(response: requests.Response) -> Result:
 
 
 def send(prepared: requests.PreparedRequest) -> requests.Response:
+    prepared.headers = CaseInsensitiveDict(prepared.headers)
     return requests.Session().send(prepared)
 
 

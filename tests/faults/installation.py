@@ -61,11 +61,11 @@ class Process:
 class Installation:
     """Starts programs and ends them. `settings` are `WEBHOOKS_` variables without the prefix."""
 
-    def __init__(self, directory: Path, **settings: object) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.signals = directory / "signals"
         self.signals.touch()
-        self.settings = settings
+        self.settings: dict[str, object] = {}
         self.processes: list[Process] = []
         self._lifeline = subprocess.Popen(
             [sys.executable, "-I", "-S", str(LIFELINE), "1"],
@@ -108,9 +108,9 @@ class Installation:
     def beat(self, *, wrap: Sequence[str] = ()) -> Process:
         return self._start(programs.beat(self._directory), wrap, None)
 
-    def again(self, process: Process) -> Process:
-        """The same program, started anew as whoever supervises it would."""
-        return self._start(process.program, (), None)
+    def start_again(self, ended: Sequence[Process]) -> list[Process]:
+        """The same programs, started anew as whoever supervises them would."""
+        return self._start_all([process.program for process in ended])
 
     def named(self, name: str) -> Process:
         """The latest process of that name."""

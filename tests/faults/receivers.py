@@ -7,14 +7,16 @@ All sites are served by one thread. A subscription is known by its header `X-Lan
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import math
+import select
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from deliveries.http1 import Answer, Connection
@@ -36,6 +38,14 @@ class Request:
 
 
 Respond = Callable[[Request], Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """An address at which nobody answers yet."""
+
+    listener: socket.socket
+    url: str
 
 
 class Site:
@@ -139,6 +149,32 @@ class Receivers:
         site = Site(self, respond or (lambda _: Answer()), listener)
         asyncio.run_coroutine_threadsafe(self._serve(site), self._loop).result(STATE_TIMEOUT)
         return site
+
+    @contextlib.contextmanager
+    def unreachable(self) -> Iterator[Door]:
+        """An address that does not answer to connections, until the block is over.
+
+        Its backlog is full, so the kernel drops whatever else comes; `serve` opens it later.
+        """
+        listener = self._bind()
+        listener.listen(0)
+        host, port = listener.getsockname()
+        fillers = []
+        # One more than the backlog completes; from then on connecting hangs.
+        while not fillers or select.select([], [fillers[-1]], [], 0.2)[1]:
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex((host, port))
+            fillers.append(filler)
+        try:
+            yield Door(listener, f"http://{host}:{port}/")
+        finally:
+            for filler in fillers:
+                filler.close()
+
+    def serve(self, door: Door) -> Site:
+        """Answer at an address that was `unreachable`."""
+        return self.site(listener=door.listener)
 
     def silent(self, backlog: int = 4096) -> str:
         """The URL of a black hole: the kernel completes connections, nobody ever takes them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,13 +10,23 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from django.conf import settings
 from django.db import connection
 
+from subscriptions.conf import PREFIX, WebhookSettings
 from subscriptions.models import Subscription, create_subscription
 from tests.faults.installation import Engine, Installation
 from tests.faults.load import Ledger, Load
 from tests.faults.receivers import Receivers, Site
 from tests.faults.waiting import PATIENCE, holds_within
+
+# What each test starts from; it changes what its fault is about.
+DEFAULTS: dict[str, object] = {
+    "request_timeout": 2,
+    "time_slice": 1,
+    "sweep_interval": 1,
+    "quick_retries": "0.1,0.2,0.4",
+}
 
 
 @dataclass
@@ -32,6 +43,14 @@ class World:
     receivers: Receivers
     ledger: Ledger = field(default_factory=Ledger)
     lanes: dict[str, Lane] = field(default_factory=dict)
+
+    def configure(self, **changed: object) -> None:
+        """The settings of what is started from now on, and of this process: no prefix, as text."""
+        values = self.installation.settings = {**DEFAULTS, **self.installation.settings, **changed}
+        inherited = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+        settings.WEBHOOKS = WebhookSettings.from_env(
+            inherited | {PREFIX + name.upper(): str(value) for name, value in values.items()}
+        )
 
     def subscribe(
         self,

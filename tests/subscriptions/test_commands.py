@@ -27,6 +27,7 @@ URL = "https://example.com/hook"
 
 
 def trip(subscription: Subscription, error: str = "503 Service Unavailable") -> None:
+    subscription.refresh_from_db()
     circuit.record(
         [
             circuit.Report(

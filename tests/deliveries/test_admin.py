@@ -1,0 +1,376 @@
+"""The admin of events, deliveries and attempts, and what it adds to that of subscriptions."""
+
+from __future__ import annotations
+
+import html
+import ipaddress
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.contrib.messages import get_messages
+from django.db import connection
+from django.test import Client
+from django.utils import timezone
+
+from deliveries import admin as module
+from deliveries import pagination, publish, replaying
+from deliveries import send_test as send_test_module
+from deliveries.models import Attempt, Delivery, Event
+from deliveries.pagination import EstimatingPaginator
+from deliveries.receiver import Answer, Receiver
+from deliveries.transport import Transport
+from subscriptions.models import Subscription
+from tests.deliveries.test_commands import finish
+from tests.factories import make_subscription, make_subscription_with_secret
+from tests.subscriptions.test_commands import trip
+
+# Static files are found in the apps; nobody has collected them here.
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.filterwarnings("ignore:No directory at:UserWarning"),
+]
+
+EVENTS = "/admin/deliveries/event/"
+DELIVERIES = "/admin/deliveries/delivery/"
+ATTEMPTS = "/admin/deliveries/attempt/"
+SUBSCRIPTIONS = "/admin/subscriptions/subscription/"
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
+
+
+def listed(client: Client, url: str, **query: Any) -> list[Any]:
+    return list(client.get(url, query).context["cl"].result_list)
+
+
+def text(client: Client, url: str) -> str:
+    response = client.get(url)
+    assert response.status_code == 200
+    return html.unescape(response.content.decode())
+
+
+def attempted(delivery_id: int, **fields: Any) -> Attempt:
+    return Attempt.objects.create(
+        **{
+            "delivery_id": delivery_id,
+            "number": 1,
+            "outcome": "http",
+            "status_code": 503,
+            "error": "503 Service Unavailable",
+            "response_body": "<h1>busy</h1>",
+            "started_at": timezone.now(),
+            "duration_ms": 1234,
+            **fields,
+        }
+    )
+
+
+@pytest.fixture
+def deliveries() -> list[Delivery]:
+    """Three deliveries of three events to one subscription, newest first."""
+    make_subscription(name="billing")
+    for number in range(3):
+        publish("test.created", {"n": number, "note": "<script>alert(1)</script>"})
+    return list(Delivery.objects.order_by("-id"))
+
+
+@pytest.mark.parametrize("url", [EVENTS, DELIVERIES, ATTEMPTS])
+def test_nothing_here_can_be_added_changed_or_deleted(
+    admin_client: Client, deliveries: list[Delivery], url: str
+) -> None:
+    row = {
+        EVENTS: deliveries[0].event_id,
+        DELIVERIES: deliveries[0].pk,
+        ATTEMPTS: attempted(deliveries[0].pk).pk,
+    }[url]
+    assert admin_client.get(f"{url}add/").status_code == 403
+    assert admin_client.post(f"{url}{row}/change/", {}).status_code == 403
+    assert admin_client.post(f"{url}{row}/delete/", {"post": "yes"}).status_code == 403
+    assert "delete_selected" not in text(admin_client, url)
+    assert "<input" not in text(admin_client, f"{url}{row}/change/").split('id="content"')[1].split(
+        "submit-row"
+    )[0].replace('<input type="hidden" name="csrfmiddlewaretoken"', "")
+
+
+def test_the_newest_come_first_with_topic_and_subscription(
+    admin_client: Client, deliveries: list[Delivery]
+) -> None:
+    assert [one.pk for one in listed(admin_client, DELIVERIES)] == [one.pk for one in deliveries]
+    page = text(admin_client, DELIVERIES)
+    assert page.count("test.created") == 3
+    assert f"{SUBSCRIPTIONS}{deliveries[0].subscription_id}/change/" in page
+    assert f"{EVENTS}{deliveries[0].event_id}/change/" in page
+
+
+def test_deliveries_of_a_deleted_subscription_stay_visible(
+    admin_client: Client, deliveries: list[Delivery]
+) -> None:
+    Subscription.objects.get().delete()
+    page = text(admin_client, DELIVERIES)
+    assert page.count("(deleted)") == 3
+    assert "its subscription was deleted" in text(
+        admin_client, f"{DELIVERIES}{deliveries[0].pk}/change/"
+    )
+
+
+@pytest.mark.parametrize("url", [EVENTS, DELIVERIES, ATTEMPTS])
+def test_a_longer_page_needs_no_more_queries(
+    admin_client: Client, django_assert_max_num_queries: Any, url: str
+) -> None:
+    make_subscription()
+
+    def queries() -> int:
+        publish("test.a", {})
+        attempted(Delivery.objects.latest("id").pk)
+        with django_assert_max_num_queries(50) as captured:
+            admin_client.get(url)
+        return len(captured)
+
+    few = queries()
+    make_subscription()
+    for _ in range(5):
+        publish("test.a", {})
+        attempted(Delivery.objects.latest("id").pk)
+    assert queries() == few
+
+
+def test_a_search_finds_exact_ids_only(admin_client: Client, deliveries: list[Delivery]) -> None:
+    one = deliveries[1]
+    attempt = attempted(one.pk)
+    for term in (one.event_id, f" {one.pk} "):
+        assert listed(admin_client, DELIVERIES, q=term) == [one]
+        assert listed(admin_client, ATTEMPTS, q=term) == [attempt]
+    assert [event.pk for event in listed(admin_client, EVENTS, q=one.event_id)] == [one.event_id]
+    for url in (DELIVERIES, ATTEMPTS, EVENTS):
+        for term in (one.event_id[:8], "9" * 30, "test.created"):
+            assert listed(admin_client, url, q=term) == []
+
+
+def test_lists_are_narrowed_by_status_subscription_event_and_delivery(
+    admin_client: Client, deliveries: list[Delivery]
+) -> None:
+    other = make_subscription(topic_patterns=["other"])
+    publish("other", {})
+    theirs = Delivery.objects.get(subscription=other)
+    finish("failed", pk=theirs.pk)
+    assert listed(admin_client, DELIVERIES, status__exact="failed") == [theirs]
+    assert listed(admin_client, DELIVERIES, subscription=other.pk) == [theirs]
+    assert listed(admin_client, DELIVERIES, event=theirs.event_id) == [theirs]
+    assert listed(admin_client, DELIVERIES, subscription="nonsense") == []
+    attempt = attempted(theirs.pk)
+    attempted(deliveries[0].pk, outcome="timeout", status_code=None)
+    assert listed(admin_client, ATTEMPTS, delivery=theirs.pk) == [attempt]
+    assert listed(admin_client, ATTEMPTS, delivery="nonsense") == []
+    assert listed(admin_client, ATTEMPTS, outcome="http") == [attempt]
+    assert len(listed(admin_client, ATTEMPTS, outcome="none")) == 1
+    assert listed(admin_client, ATTEMPTS, outcome="success") == []
+
+
+def test_an_event_shows_its_body_readable_and_harmless(
+    admin_client: Client, deliveries: list[Delivery]
+) -> None:
+    response = admin_client.get(f"{EVENTS}{deliveries[0].event_id}/change/")
+    page = response.content.decode()
+    assert "<script>alert(1)" not in page
+    assert '  "payload": {\n    "n": 2,' in html.unescape(page)
+    assert "1 pending" in page
+
+
+def test_a_huge_or_broken_body_is_shown_in_part_or_as_it_is(
+    admin_client: Client, deliveries: list[Delivery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_BODY_CHARACTERS", 50)
+    page = f"{EVENTS}{deliveries[0].event_id}/change/"
+    assert "characters in all" in text(admin_client, page)
+    Event.objects.update(body=b"\xff no json")
+    assert "\ufffd no json" in text(admin_client, page)
+
+
+def test_a_delivery_shows_its_attempts_and_their_answers_harmless(
+    admin_client: Client, deliveries: list[Delivery]
+) -> None:
+    attempt = attempted(deliveries[0].pk)
+    page = admin_client.get(f"{DELIVERIES}{deliveries[0].pk}/change/").content.decode()
+    assert f"{ATTEMPTS}{attempt.pk}/change/" in page
+    assert "503 Service Unavailable" in page
+    assert "1,234 ms" in page
+    page = admin_client.get(f"{ATTEMPTS}{attempt.pk}/change/").content.decode()
+    assert "&lt;h1&gt;busy" in page
+    assert "<h1>busy" not in page
+
+
+# Replay.
+
+
+def replayed(client: Client, *chosen: int) -> list[str]:
+    response = client.post(
+        DELIVERIES, {"action": "replay", "_selected_action": [str(one) for one in chosen]}
+    )
+    assert response.status_code == 302
+    return [str(message) for message in get_messages(response.wsgi_request)]
+
+
+def test_replaying_says_what_is_sent_held_and_left_alone(
+    admin_client: Client, deliveries: list[Delivery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replaying, "wake", lambda _: 0)
+    tripped = make_subscription(topic_patterns=["other"])
+    publish("other", {})
+    finish("failed")
+    trip(tripped)
+    publish("test.created", {})
+    chosen = list(Delivery.objects.values_list("pk", flat=True))
+    assert replayed(admin_client, *chosen) == [
+        "3 deliveries will be sent again now.",
+        "1 delivery is held until its subscription is active again.",
+        "1 delivery was left as it is: it is open already, its subscription was deleted, or it "
+        "is too old to be held.",
+    ]
+    assert Delivery.objects.filter(status="pending").count() == 4
+
+
+def test_too_many_at_once_are_refused(
+    admin_client: Client, deliveries: list[Delivery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_REPLAYED", 2)
+    ids = finish("failed")
+    [message] = replayed(admin_client, *ids)
+    assert "nothing was done" in message
+    assert not Delivery.objects.filter(status="pending").exists()
+
+
+def test_a_finished_delivery_has_a_button_to_send_it_again(
+    admin_client: Client, deliveries: list[Delivery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replaying, "wake", lambda _: 0)
+    page, button = f"{DELIVERIES}{deliveries[0].pk}/change/", "Send again</button>"
+    assert button not in text(admin_client, page)
+    finish("failed", pk=deliveries[0].pk)
+    assert button in text(admin_client, page)
+    address = f"{DELIVERIES}{deliveries[0].pk}/replay/"
+    assert admin_client.get(address).status_code == 405
+    assert admin_client.post(address)["Location"] == page
+    assert Delivery.objects.get(pk=deliveries[0].pk).status == "pending"
+
+
+def test_who_may_only_look_replays_nothing(client: Client, deliveries: list[Delivery]) -> None:
+    viewer = User.objects.create_user("viewer", is_staff=True)
+    viewer.user_permissions.add(Permission.objects.get(codename="view_delivery"))
+    client.force_login(viewer)
+    finish("failed")
+    assert "replay" not in text(client, DELIVERIES)
+    assert "Send again" not in text(client, f"{DELIVERIES}{deliveries[0].pk}/change/")
+    assert client.post(f"{DELIVERIES}{deliveries[0].pk}/replay/").status_code == 403
+    client.post(DELIVERIES, {"action": "replay", "_selected_action": [str(deliveries[0].pk)]})
+    assert not Delivery.objects.filter(status="pending").exists()
+
+
+# Counting.
+
+
+def test_few_rows_are_counted_and_many_are_estimated(
+    deliveries: list[Delivery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert EstimatingPaginator(Delivery.objects.order_by("-id"), 2).num_pages == 2
+    monkeypatch.setattr(pagination, "estimated_rows", lambda _: 1_000_000)
+    assert EstimatingPaginator(Delivery.objects.order_by("-id"), 100).num_pages == 10_000
+
+
+def test_a_count_that_takes_too_long_is_estimated(
+    deliveries: list[Delivery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pagination, "COUNT_MILLISECONDS", 50)
+    monkeypatch.setattr(pagination, "estimated_rows", lambda _: 77)
+    slow = Delivery.objects.extra(where=["pg_sleep(5) IS NOT NULL"]).order_by("-id")
+    assert EstimatingPaginator(slow, 10).count == 77
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW statement_timeout")
+        assert cursor.fetchone() == ("0",)
+    assert Delivery.objects.count() == 3
+
+
+def test_the_estimate_is_postgresqls_own(deliveries: list[Delivery]) -> None:
+    assert pagination.estimated_rows(Delivery.objects.order_by("-id")) >= 0
+    assert pagination.estimated_rows(Delivery.objects.filter(pk=1)) <= 1
+    assert EstimatingPaginator(Delivery.objects.none().order_by("-id"), 2).count == 0
+
+
+# What is added to the admin of subscriptions.
+
+
+def test_the_list_of_subscriptions_counts_what_waits(
+    admin_client: Client, deliveries: list[Delivery]
+) -> None:
+    tripped = make_subscription(topic_patterns=["other"])
+    trip(tripped)
+    publish("other", {})
+    subscription = Subscription.objects.get(name="billing")
+    page = text(admin_client, SUBSCRIPTIONS)
+    assert f'subscription={subscription.pk}&status__exact=pending" title="">3</a> / 0' in page
+    assert f'0 / <a href="{DELIVERIES}?subscription={tripped.pk}&status__exact=held"' in page
+
+
+@pytest.fixture
+def receiver(configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    configure(allowed_networks=LOOPBACK)
+    transport = Transport(timeout=2, allowed_networks=LOOPBACK)
+    monkeypatch.setattr(send_test_module, "transport", lambda: transport)
+    with Receiver(respond=lambda one: Answer(200 if "good" in one.header("X-Is") else 500)) as it:
+        yield it
+    transport.close(1)
+
+
+def test_test_events_tell_their_answers(admin_client: Client, receiver: Receiver) -> None:
+    good, secret = make_subscription_with_secret(
+        name="good", url=receiver.url, headers={"X-Is": "good"}
+    )
+    bad = make_subscription(name="bad", url=receiver.url)
+    trip(bad)
+    response = admin_client.post(
+        SUBSCRIPTIONS,
+        {"action": "send_test", "_selected_action": [str(good.pk), str(bad.pk)]},
+    )
+    told = sorted(get_messages(response.wsgi_request), key=str)
+    assert [message.level_tag for message in told] == ["error", "success"]
+    assert str(told[0]).startswith("Test event to bad: answered 500 in ")
+    assert str(told[1]).startswith("Test event to good: answered 200 in ")
+    assert {one.topic for one in receiver.received} == {"webhooks.test"}
+    assert secret not in str(told)
+    assert not Attempt.objects.exists()
+
+
+def test_the_button_sends_one_test_event(admin_client: Client, receiver: Receiver) -> None:
+    subscription = make_subscription(url=receiver.url, headers={"X-Is": "good"})
+    page = f"{SUBSCRIPTIONS}{subscription.pk}/"
+    assert "Send a test event" in text(admin_client, f"{page}change/")
+    assert admin_client.get(f"{page}send-test/").status_code == 405
+    assert receiver.count == 0
+    response = admin_client.post(f"{page}send-test/", follow=True)
+    assert "answered 200" in response.content.decode()
+    assert receiver.count == 1
+
+
+def test_too_many_test_events_are_refused(
+    admin_client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deliveries.subscription_admin.MOST_TESTS", 1)
+    chosen = [make_subscription(url=receiver.url) for _ in range(2)]
+    admin_client.post(
+        SUBSCRIPTIONS, {"action": "send_test", "_selected_action": [str(c.pk) for c in chosen]}
+    )
+    assert receiver.count == 0
+
+
+def test_deleting_a_subscription_keeps_what_was_delivered(
+    admin_client: Client, deliveries: list[Delivery]
+) -> None:
+    subscription = Subscription.objects.get()
+    finish("succeeded", timedelta(), pk=deliveries[0].pk)
+    admin_client.post(f"{SUBSCRIPTIONS}{subscription.pk}/delete/", {"post": "yes"})
+    assert not Subscription.objects.exists()
+    assert sorted(Delivery.objects.values_list("status", flat=True)) == [
+        "discarded",
+        "discarded",
+        "succeeded",
+    ]

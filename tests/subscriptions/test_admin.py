@@ -1,0 +1,346 @@
+"""The admin of subscriptions: what it shows, what it changes, and what it never shows."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.contrib.messages import get_messages
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from subscriptions import circuit, crypto
+from subscriptions.forms import SubscriptionForm
+from subscriptions.models import Subscription
+from tests.factories import make_subscription
+from tests.subscriptions.test_commands import stored_secrets, trip
+
+# Static files are found in the apps; nobody has collected them here.
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.filterwarnings("ignore:No directory at:UserWarning"),
+]
+
+LIST = "/admin/subscriptions/subscription/"
+SECRET = re.compile(r"whsec_[A-Za-z0-9+/=]+")
+
+
+def change_page(subscription: Subscription) -> str:
+    return reverse("admin:subscriptions_subscription_change", args=[subscription.pk])
+
+
+def act(client: Client, action: str, *chosen: Subscription) -> list[str]:
+    """Run an action on the list; returns the messages."""
+    response = client.post(
+        LIST, {"action": action, "_selected_action": [str(one.pk) for one in chosen]}
+    )
+    assert response.status_code == 302, response.content.decode()
+    told = [str(message) for message in get_messages(response.wsgi_request)]
+    client.get(LIST)  # shows the messages, so that they are not told again
+    return told
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "billing",
+        "url": "https://example.com/hook",
+        "topic_patterns": "order.*",
+        "enabled": "on",
+        "max_in_flight": "10",
+        "recovery": "automatic",
+        "headers": "{}",
+        **changes,
+    }
+
+
+def shown_form(client: Client, subscription: Subscription) -> dict[str, Any]:
+    """What a browser would send if the person changed nothing."""
+    form = client.get(change_page(subscription)).context["adminform"].form
+    sent: dict[str, Any] = {}
+    for bound in form:
+        value = bound.value()
+        if value not in (False, None):
+            sent[bound.html_name] = "on" if value is True else value
+        if bound.field.show_hidden_initial:
+            sent[bound.html_initial_name] = str(bound.initial)
+    return sent
+
+
+def test_the_list_shows_states_hosts_and_errors(admin_client: Client) -> None:
+    make_subscription(name="a", url="https://a.example.com/secret-path")
+    circuit.pause([make_subscription(name="b").pk])
+    tripped = make_subscription(name="it's c")
+    trip(tripped, "503 <b>no</b>")
+    page = admin_client.get(LIST).content.decode()
+    for chip in ("chip-good", "chip-idle", "chip-bad"):
+        assert chip in page
+    assert "a.example.com" in page
+    assert "One subscription is tripped" in page
+    assert "<b>no</b>" not in page
+    title = re.search(r'chip-bad" title="([^"]+)"', page)
+    assert title is not None
+    told = html.unescape(title[1])
+    assert told.startswith("Tripped at ")
+    assert "503 <b>no</b>" in told
+    assert "manage.py reset_circuit 'it'\"'\"'s c'" in told
+
+
+def test_the_banner_counts_the_tripped_and_goes_away(admin_client: Client) -> None:
+    pair = [make_subscription(), make_subscription()]
+    assert "tripped-banner" not in admin_client.get(LIST).content.decode()
+    for one in pair:
+        trip(one)
+    page = admin_client.get(LIST).content.decode()
+    assert "2 subscriptions are tripped" in page
+    assert 'href="?state=tripped"' in page
+
+
+@pytest.mark.parametrize("state", ["active", "paused", "tripped"])
+def test_the_list_is_filtered_by_state(admin_client: Client, state: str) -> None:
+    make_subscription(name="the active one")
+    circuit.pause([make_subscription(name="the paused one").pk])
+    trip(make_subscription(name="the tripped one"))
+    result = admin_client.get(LIST, {"state": state}).context["cl"].result_list
+    assert [one.name for one in result] == [f"the {state} one"]
+
+
+def test_tripped_ones_come_first(admin_client: Client) -> None:
+    make_subscription(name="a")
+    trip(make_subscription(name="z"))
+    assert [one.name for one in admin_client.get(LIST).context["cl"].result_list] == ["z", "a"]
+
+
+@pytest.mark.parametrize("term", ["billi", "shop.example"])
+def test_search_is_by_name_and_url(admin_client: Client, term: str) -> None:
+    make_subscription(name="billing", url="https://shop.example.com/")
+    make_subscription(name="other")
+    result = admin_client.get(LIST, {"q": term}).context["cl"].result_list
+    assert [one.name for one in result] == ["billing"]
+
+
+def test_a_longer_list_needs_no_more_queries(
+    admin_client: Client, django_assert_max_num_queries: Any
+) -> None:
+    def queries() -> int:
+        with django_assert_max_num_queries(50) as captured:
+            admin_client.get(LIST)
+        return len(captured)
+
+    make_subscription()
+    few = queries()
+    for _ in range(10):
+        make_subscription()
+    assert queries() == few
+
+
+# Making and changing.
+
+
+def test_a_new_subscription_shows_its_secret_once_and_stores_it_nowhere_readable(
+    admin_client: Client,
+) -> None:
+    response = admin_client.post(f"{LIST}add/", fields())
+    subscription = Subscription.objects.get(name="billing")
+    [secret] = stored_secrets(subscription)
+    assert response.status_code == 200
+    assert html.unescape(response.content.decode()).count(secret) == 1
+    assert "no-store" in response["Cache-Control"]
+    assert not response.cookies.get("messages")
+    assert secret not in str(dict(admin_client.session))
+    assert secret not in str(LogEntry.objects.values())
+    for page in (LIST, change_page(subscription), f"{LIST}{subscription.pk}/history/"):
+        assert not SECRET.search(html.unescape(admin_client.get(page).content.decode()))
+
+
+def test_a_refused_subscription_says_which_patterns_are_wrong(admin_client: Client) -> None:
+    patterns = "order.*\na..b\n\n  >.x  "
+    response = admin_client.post(f"{LIST}add/", fields(topic_patterns=patterns))
+    errors = response.context["adminform"].form.errors["topic_patterns"]
+    assert len(errors) == 2
+    assert "'a..b'" in errors[0]
+    assert "'>.x'" in errors[1]
+    assert "a..b" in response.content.decode()
+    assert not Subscription.objects.exists()
+
+
+def test_a_subscription_without_patterns_or_with_a_bad_url_is_refused(
+    admin_client: Client,
+) -> None:
+    response = admin_client.post(
+        f"{LIST}add/", fields(topic_patterns=" \n ", url="http://169.254.169.254/")
+    )
+    assert set(response.context["adminform"].form.errors) == {"topic_patterns", "url"}
+
+
+@pytest.mark.parametrize("text", ["a\r\nb.*\r\na\n", '["a", "b.*"]'])
+def test_patterns_are_written_by_line_or_pasted_as_a_list(text: str) -> None:
+    form = SubscriptionForm(fields(topic_patterns=text))
+    assert form.is_valid(), form.errors
+    assert form.cleaned_data["topic_patterns"] == ["a", "b.*"]
+
+
+def test_a_group_is_a_checkbox_for_its_patterns(
+    admin_client: Client, configure: Callable[..., None]
+) -> None:
+    configure(topic_groups={"attacks": ("attacker.>", "alert.*"), "orders": ("order.*",)})
+    admin_client.post(f"{LIST}add/", fields(topic_patterns="own", groups=["attacks"]))
+    subscription = Subscription.objects.get()
+    assert subscription.topic_patterns == ["own", "attacker.>", "alert.*"]
+    shown = shown_form(admin_client, subscription)
+    assert (shown["topic_patterns"], shown["groups"]) == ("own", ["attacks"])
+    admin_client.post(change_page(subscription), {**shown, "groups": ["orders"]})
+    subscription.refresh_from_db()
+    assert subscription.topic_patterns == ["own", "order.*"]
+
+
+def test_without_groups_there_are_no_checkboxes(admin_client: Client) -> None:
+    assert "Topic groups" not in admin_client.get(f"{LIST}add/").content.decode()
+
+
+def test_stored_patterns_that_are_no_list_can_be_mended(admin_client: Client) -> None:
+    subscription = make_subscription()
+    Subscription.objects.filter(pk=subscription.pk).update(topic_patterns={"not": "a list"})
+    shown = shown_form(admin_client, subscription)
+    assert shown["topic_patterns"] == '{"not": "a list"}'
+    admin_client.post(change_page(subscription), {**shown, "topic_patterns": "a"})
+    subscription.refresh_from_db()
+    assert subscription.topic_patterns == ["a"]
+
+
+def test_ticking_enabled_resets_a_tripped_circuit(admin_client: Client) -> None:
+    subscription = make_subscription()
+    trip(subscription)
+    shown = shown_form(admin_client, subscription)
+    assert "enabled" not in shown
+    assert admin_client.post(change_page(subscription), {**shown, "enabled": "on"}).url == LIST
+    subscription.refresh_from_db()
+    assert (subscription.state, subscription.last_error) == ("active", "")
+    assert subscription.consecutive_failures == 0
+
+
+def test_clearing_enabled_pauses(admin_client: Client) -> None:
+    subscription = make_subscription()
+    shown = shown_form(admin_client, subscription)
+    del shown["enabled"]
+    admin_client.post(change_page(subscription), shown)
+    subscription.refresh_from_db()
+    assert subscription.state == "paused"
+
+
+def test_a_form_that_was_open_during_the_trip_does_not_undo_it(admin_client: Client) -> None:
+    subscription = make_subscription(name="before")
+    shown = shown_form(admin_client, subscription)
+    trip(subscription)
+    admin_client.post(change_page(subscription), {**shown, "name": "after"})
+    subscription.refresh_from_db()
+    assert (subscription.name, subscription.state) == ("after", "tripped")
+    assert subscription.last_error
+
+
+def test_a_change_without_the_hidden_field_means_what_it_says(admin_client: Client) -> None:
+    subscription = make_subscription()
+    sent = fields()
+    del sent["enabled"]
+    admin_client.post(change_page(subscription), sent)
+    subscription.refresh_from_db()
+    assert subscription.state == "paused"
+
+
+# Secrets.
+
+
+@pytest.mark.parametrize(("choice", "live"), [("overlap", 2), ("0", 1)])
+def test_a_rotated_secret_is_shown_once(admin_client: Client, choice: str, live: int) -> None:
+    subscription = make_subscription()
+    page = f"{LIST}{subscription.pk}/rotate-secret/"
+    assert admin_client.get(page).status_code == 200
+    assert subscription.secrets.count() == 1
+    response = admin_client.post(page, {"old_secret": choice})
+    found = SECRET.findall(html.unescape(response.content.decode()))
+    assert len(found) == 1
+    assert len(stored_secrets(subscription)) == live
+    assert stored_secrets(subscription)[0] == found[0]
+    assert "no-store" in response["Cache-Control"]
+    shown = html.unescape(admin_client.get(change_page(subscription)).content.decode())
+    assert not SECRET.search(shown)
+    assert shown.count("Made ") == live
+    assert (", ends " in shown) == (live == 2)
+
+
+def test_rotating_without_a_choice_changes_nothing(admin_client: Client) -> None:
+    subscription = make_subscription()
+    response = admin_client.post(f"{LIST}{subscription.pk}/rotate-secret/", {})
+    assert "This field is required" in response.content.decode()
+    assert subscription.secrets.count() == 1
+
+
+def test_who_may_only_look_changes_nothing(client: Client, configure: Callable[..., None]) -> None:
+    configure(topic_groups={"orders": ("order.*",)})
+    viewer = User.objects.create_user("viewer", is_staff=True)
+    viewer.user_permissions.add(Permission.objects.get(codename="view_subscription"))
+    client.force_login(viewer)
+    subscription = make_subscription(topic_patterns=["order.*"])
+    assert client.get(LIST).status_code == 200
+    page = client.get(change_page(subscription))
+    assert page.status_code == 200
+    assert "rotate-secret" not in page.content.decode()
+    assert client.get(f"{LIST}{subscription.pk}/rotate-secret/").status_code == 403
+    assert client.post(f"{LIST}{subscription.pk}/send-test/").status_code == 403
+    assert "reset_circuit" not in client.get(LIST).content.decode()
+    response = client.post(LIST, {"action": "pause", "_selected_action": [str(subscription.pk)]})
+    assert response.status_code in (302, 403, 200)
+    subscription.refresh_from_db()
+    assert subscription.state == "active"
+
+
+def test_an_unknown_subscription_leads_back_to_the_index(admin_client: Client) -> None:
+    response = admin_client.get(f"{LIST}00000000-0000-7000-8000-000000000000/rotate-secret/")
+    assert response.status_code == 302
+
+
+# Actions.
+
+
+def test_resetting_says_what_it_did_and_what_it_left_alone(admin_client: Client) -> None:
+    first, second, paused = (make_subscription() for _ in range(3))
+    trip(first)
+    trip(second)
+    circuit.pause([paused.pk])
+    assert act(admin_client, "reset_circuit", first, second, paused) == [
+        "2 circuits were reset. What was held is being sent.",
+        "1 was not tripped, and left as it is.",
+    ]
+    states = [one.state for one in Subscription.objects.order_by("id")]
+    assert states == ["active", "active", "paused"]
+    assert LogEntry.objects.filter(object_id=str(first.pk)).count() == 1
+    trip(first)
+    assert act(admin_client, "reset_circuit_and_discard", first) == [
+        "1 circuit was reset. What was held is discarded."
+    ]
+
+
+def test_pausing_and_resuming_say_what_they_did(admin_client: Client) -> None:
+    first, second = make_subscription(), make_subscription()
+    assert act(admin_client, "pause", first) == [
+        "1 subscription was paused. What was pending is held until they are resumed."
+    ]
+    assert act(admin_client, "pause", first, second)[1] == "1 was paused already."
+    assert act(admin_client, "resume", first, second) == [
+        "2 subscriptions were resumed. What was held is being sent."
+    ]
+    assert act(admin_client, "resume", first, second) == ["2 were not paused, and left alone."]
+
+
+def test_a_secret_that_ended_is_not_listed(admin_client: Client) -> None:
+    subscription = make_subscription()
+    subscription.secrets.create(
+        ciphertext=crypto.encrypt(b"x"), expires_at=timezone.now() - timedelta(hours=1)
+    )
+    assert admin_client.get(change_page(subscription)).content.decode().count("Made ") == 1
