@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,23 +28,19 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True)
 class Arrivals:
-    """What the receiver got."""
+    """What the receiver got. Times by the monotonic clock, in seconds; 0 if nothing came."""
 
+    expected: int
     count: int
-    seconds: float
-    """From the first arrival to the last one."""
+    first: float
+    last: float
     missing: int
     duplicates: int
     unexpected: int
 
     @property
-    def rate(self) -> float:
-        """Deliveries a second; the first arrival starts the clock and is not counted."""
-        return (self.count - 1) / self.seconds if self.count > 1 and self.seconds > 0 else 0.0
-
-    @property
-    def exact(self) -> bool:
-        return not (self.missing or self.duplicates or self.unexpected)
+    def seconds(self) -> float:
+        return self.last - self.first
 
 
 def compare_arrivals(log: str, expected: set[Delivery]) -> Arrivals:
@@ -55,12 +52,22 @@ def compare_arrivals(log: str, expected: set[Delivery]) -> Arrivals:
         times.append(float(moment))
         arrived[path, name] += 1
     return Arrivals(
+        expected=len(expected),
         count=len(times),
-        seconds=max(times) - min(times) if times else 0.0,
+        first=min(times, default=0.0),
+        last=max(times, default=0.0),
         missing=len(expected - arrived.keys()),
         duplicates=sum(number - 1 for number in arrived.values()),
         unexpected=len(arrived.keys() - expected),
     )
+
+
+def percentile(values: Iterable[float], percent: float) -> float:
+    """The least value that at least `percent` of them do not exceed (nearest rank)."""
+    in_order = sorted(values)
+    if not in_order:
+        return math.nan
+    return in_order[max(0, math.ceil(percent / 100 * len(in_order)) - 1)]
 
 
 class Growing:
@@ -68,14 +75,14 @@ class Growing:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offset = 0
+        self.offset = 0
         self.lines = 0
 
     def count(self) -> int:
         with self._path.open("rb") as file:
-            file.seek(self._offset)
+            file.seek(self.offset)
             while chunk := file.read(2**20):
-                self._offset += len(chunk)
+                self.offset += len(chunk)
                 self.lines += chunk.count(b"\n")
         return self.lines
 
@@ -182,16 +189,15 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def wait_for_growth(growing: Growing, wanted: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_growth(growing: Growing, wanted: int, check: Callable[[], None]) -> None:
     """Return when `wanted` lines are there, or none has come for `QUIET_SECONDS`.
 
-    Raises BenchmarkError if the process that is to make them ends.
+    `check` is called now and then; it raises if whoever is to make the lines has ended.
     """
     seen = growing.count()
     last = time.monotonic()
     while seen < wanted and time.monotonic() < last + QUIET_SECONDS:
-        if process.poll() is not None:
-            raise BenchmarkError(f"the worker ended with status {process.returncode}")
+        check()
         time.sleep(0.01)
         now = growing.count()
         if now > seen:

@@ -234,10 +234,10 @@ class DeliveryAdmin(ReadOnlyAdmin):
             self.message_user(request, text % replayed.held, messages.WARNING)
         if left := len(ids) - len(changed):
             text = ngettext(
-                "%d delivery was left as it is: it is open already, its subscription was deleted, "
-                "or it is too old to be held.",
-                "%d deliveries were left as they are: they are open already, their subscriptions "
-                "were deleted, or they are too old to be held.",
+                "%d delivery was left as it is: it is open already, or its subscription was "
+                "deleted.",
+                "%d deliveries were left as they are: they are open already, or their "
+                "subscriptions were deleted.",
                 left,
             )
             self.message_user(request, text % left, messages.WARNING)

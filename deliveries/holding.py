@@ -28,7 +28,8 @@ def hold(subscription_ids: Sequence[UUID]) -> int:
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            UPDATE deliveries_delivery SET status = 'held', next_attempt_at = NULL
+            UPDATE deliveries_delivery
+            SET status = 'held', next_attempt_at = NULL, held_at = now()
             WHERE subscription_id = ANY(%s::uuid[]) AND status = 'pending'
             """,
             [list(subscription_ids)],

@@ -26,7 +26,7 @@ def expire_held() -> int:
             last_error = %(reason)s
         WHERE id IN (
             SELECT id FROM deliveries_delivery
-            WHERE status = 'held' AND created_at < now() - %(days)s * interval '1 day'
+            WHERE status = 'held' AND held_at < now() - %(days)s * interval '1 day'
             LIMIT %(batch)s FOR UPDATE SKIP LOCKED
         )
         """,

@@ -70,6 +70,8 @@ class Delivery(models.Model):
     retries_used = models.PositiveSmallIntegerField(default=0)
     last_error = models.TextField(blank=True, default="")
     created_at = models.DateTimeField()
+    # Since when, or when last, it was held.
+    held_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

@@ -145,10 +145,10 @@ WITH target AS MATERIALIZED (
 ), inserted AS (
     INSERT INTO deliveries_delivery (
         event_id, subscription_id, status, next_attempt_at, attempt_count, retries_used,
-        last_error, created_at
+        last_error, created_at, held_at
     )
     SELECT event_id, subscription_id, CASE WHEN enabled THEN 'pending' ELSE 'held' END,
-        CASE WHEN enabled THEN now() END, 0, 0, '', now()
+        CASE WHEN enabled THEN now() END, 0, 0, '', now(), CASE WHEN NOT enabled THEN now() END
     FROM target
 )
 SELECT DISTINCT subscription_id, failing FROM target WHERE enabled AND NOT resting

@@ -13,7 +13,6 @@ from django.db import connection, transaction
 
 from deliveries.models import Delivery
 from deliveries.wakeups import wake
-from subscriptions.conf import conf
 from subscriptions.models import Subscription
 
 BATCH = 1000
@@ -29,8 +28,7 @@ class Replayed(NamedTuple):
 
 # The subscriptions are locked first, as everywhere, so that none trips or is paused between the
 # look at its state and the change. What is open already is left alone: a second replay of the
-# same delivery changes nothing. What would be held, but is older than is held, would end at the
-# next housekeeping without having been sent: it stays as it is.
+# same delivery changes nothing.
 _REPLAY = """
 WITH state AS MATERIALIZED (
     SELECT s.id, s.enabled FROM subscriptions_subscription s
@@ -42,12 +40,12 @@ WITH state AS MATERIALIZED (
     SELECT d.id, state.enabled FROM deliveries_delivery d
     JOIN state ON state.id = d.subscription_id
     WHERE d.id = ANY(%(ids)s::bigint[]) AND d.status = ANY(%(finished)s)
-        AND (state.enabled OR d.created_at >= now() - %(hold_days)s * interval '1 day')
     ORDER BY d.id FOR UPDATE OF d
 )
 UPDATE deliveries_delivery d SET
     status = CASE WHEN again.enabled THEN 'pending' ELSE 'held' END,
     next_attempt_at = CASE WHEN again.enabled THEN now() END,
+    held_at = CASE WHEN again.enabled THEN d.held_at ELSE now() END,
     retries_used = 0, lease_until = NULL, finished_at = NULL, last_error = ''
 FROM again WHERE d.id = again.id AND d.status = ANY(%(finished)s)
 RETURNING d.id, d.subscription_id, again.enabled
@@ -58,19 +56,15 @@ def replay(delivery_ids: Sequence[int]) -> tuple[Replayed, set[int]]:
     """Send finished deliveries again; returns the numbers, and the ids of what was changed.
 
     Retries begin anew, attempts go on counting. Deliveries of a tripped or paused subscription
-    are held, and go out when it is active again. Left alone: what is pending or held already,
-    what belongs to a deleted subscription, and what would be held but is older than `hold_days`.
+    are held, and go out when it is active again. Left alone: what is pending or held already, and
+    what belongs to a deleted subscription.
 
     One transaction; workers are woken after it.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(
             _REPLAY,
-            {
-                "ids": list(delivery_ids),
-                "finished": list(FINISHED),
-                "hold_days": conf().hold_days,
-            },
+            {"ids": list(delivery_ids), "finished": list(FINISHED)},
         )
         rows = cursor.fetchall()
         woken: list[UUID] = list(dict.fromkeys(row[1] for row in rows if row[2]))
@@ -130,10 +124,7 @@ def why_not(delivery_ids: Iterable[int]) -> dict[int, str]:
         elif delivery.subscription_id not in existing:
             reasons[delivery_id] = "its subscription was deleted"
         else:
-            reasons[delivery_id] = (
-                "its subscription is not active, and it is too old to be held "
-                "(WEBHOOKS_HOLD_DAYS); make the subscription active first"
-            )
+            reasons[delivery_id] = "it was changed in that very moment; try again"
     return reasons
 
 

@@ -224,6 +224,8 @@ WITH result AS MATERIALIZED (
             WHEN d.lease_until IS DISTINCT FROM r.lease THEN d.next_attempt_at
             WHEN d.status = 'pending' AND r.status = 'pending'
                 THEN now() + r.delay * interval '1 second' END,
+        held_at = CASE
+            WHEN d.status = 'pending' AND r.status = 'held' THEN now() ELSE d.held_at END,
         finished_at = CASE
             WHEN r.status = 'succeeded' OR (
                 r.status = 'failed' AND d.status IN ('pending', 'held')

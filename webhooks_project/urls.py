@@ -12,6 +12,10 @@ def healthz(request: HttpRequest) -> HttpResponse:
     return HttpResponse("ok\n", content_type="text/plain")
 
 
+admin.site.site_header = "Webhooks"
+admin.site.site_title = "Webhooks"
+admin.site.index_title = "Subscriptions and deliveries"
+
 urlpatterns = [
     path("healthz", healthz),
     path("admin/", admin.site.urls),

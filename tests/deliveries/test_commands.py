@@ -13,6 +13,7 @@ from django.core.management import call_command
 from django.utils import timezone
 
 from deliveries import publish, replaying
+from deliveries.housekeeping import expire_held
 from deliveries.models import Delivery, Event
 from subscriptions import circuit
 from subscriptions.models import Subscription
@@ -180,15 +181,14 @@ def test_what_belongs_to_a_stopped_subscription_is_held(
     assert statuses(subscription) == {"pending": 1}
 
 
-def test_what_would_expire_at_once_is_not_held(configure: Callable[..., None]) -> None:
+def test_an_old_delivery_is_held_from_its_replay_on(configure: Callable[..., None]) -> None:
     configure(hold_days=7)
     subscription = make_subscription()
     publish("test.a", {})
     [delivery_id] = finish(age=timedelta(days=8))
     circuit.pause([subscription.pk])
-    assert "too old to be held" in refusal("replay", str(delivery_id))
-    circuit.reset([subscription.pk])
-    assert run_json("replay", str(delivery_id))["pending"] == 1
+    assert run_json("replay", str(delivery_id))["held"] == 1
+    assert expire_held() == 0
 
 
 def test_what_cannot_be_replayed_is_said_and_the_rest_is_done(woken: list[Any]) -> None:
@@ -265,7 +265,7 @@ def test_pruning_reports_what_it_did(configure: Callable[..., None]) -> None:
     trip(subscription)
     publish("test.b", {})
     old = timezone.now() - timedelta(days=2)
-    Delivery.objects.filter(status="held").update(created_at=old)
+    Delivery.objects.filter(status="held").update(held_at=old)
     Event.objects.update(created_at=old)
     assert run_json("prune") == {"expired": 1, "removed_deliveries": 1, "removed_events": 1}
     output = run("prune")

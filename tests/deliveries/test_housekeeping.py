@@ -30,7 +30,7 @@ def aged(status: str, days: float) -> Delivery:
     due = then if status == "pending" else None
     deliveries = Delivery.objects.filter(event=event)
     deliveries.update(
-        status=status, finished_at=finished, created_at=then, next_attempt_at=due
+        status=status, finished_at=finished, created_at=then, held_at=then, next_attempt_at=due
     )
     Event.objects.filter(pk=event.pk).update(created_at=then)
     delivery = deliveries.get()

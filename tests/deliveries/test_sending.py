@@ -350,7 +350,7 @@ def test_a_release_begins_with_one_request_and_doubles(sender: Sender, ordered: 
 @pytest.fixture
 def stale_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each answer finds the claim too old to begin another request without looking anew."""
-    monkeypatch.setattr("deliveries.sending.FRESH", 0.0)
+    monkeypatch.setattr("deliveries.lanes.FRESH", 0.0)
 
 
 def test_a_pause_while_a_request_is_in_flight_keeps_its_result(
@@ -468,9 +468,9 @@ def test_twenty_tasks_for_one_subscription_send_each_event_once(
 def test_a_result_that_the_database_refuses_ends_alone(
     send: Send, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import deliveries.sending
+    import deliveries.lanes
 
-    real = deliveries.sending.judge_response
+    real = deliveries.lanes.judge_response
 
     def spoil(answer: Any) -> Any:
         from dataclasses import replace
@@ -479,7 +479,7 @@ def test_a_result_that_the_database_refuses_ends_alone(
         return replace(judged, response_body="a\x00b") if spoiled.pop() else judged
 
     spoiled = [False] * 5 + [True] + [False] * 4
-    monkeypatch.setattr(deliveries.sending, "judge_response", spoil)
+    monkeypatch.setattr(deliveries.lanes, "judge_response", spoil)
     subscription = make_subscription(url=receiver.url)
     publish_numbered(10)
     send(subscription)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 import redis
 from django.conf import settings as django_settings
@@ -22,7 +21,7 @@ from tests.faults.report import FAILED, HELD, SKIPPED, Row, machine, page
 from tests.faults.waiting import eventually
 from tests.faults.world import World
 from webhooks_project.engines import DATABASE, Cluster, local_dir
-from webhooks_project.engines.layout import DATABASE_USER, POSTGRESQL, VALKEY
+from webhooks_project.engines.layout import POSTGRESQL, VALKEY
 
 SETTINGS = "tests.faults.settings"
 LOG_TAIL = 6000
@@ -93,12 +92,7 @@ def cluster(django_db_blocker: Any, request: pytest.FixtureRequest) -> Iterator[
     """Running engines with a new, migrated database in them."""
     engines = Cluster(local_dir())
     engines.ensure()
-    with psycopg.connect(
-        host=str(engines.layout.postgresql_host),
-        user=DATABASE_USER,
-        dbname="postgres",
-        autocommit=True,
-    ) as maintenance:
+    with Engine(engines, POSTGRESQL).operator() as maintenance:
         maintenance.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
         maintenance.execute(f"CREATE DATABASE {DATABASE}")
     with django_db_blocker.unblock():

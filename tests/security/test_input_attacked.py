@@ -20,7 +20,7 @@ from subscriptions.validators import RESERVED_HEADERS, validate_headers
 from tests.commands import refusal, run, run_json
 from tests.factories import make_subscription
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("ordered")]
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("ordered")]
 
 HEADERS: dict[str, Any] = {
     "crlf-in-value": {"X-A": "b\r\nX-Injected: 1"},
@@ -230,9 +230,9 @@ UNDECODABLE = "\udcff"  # what Python makes of an argument that is not UTF-8
         pytest.param(("rotate_secret", "{}"), id="rotate_secret"),
         pytest.param(("send_test", "{}"), id="send_test"),
         pytest.param(("replay", "--subscription", "{}"), id="replay"),
-        pytest.param(("add_subscription", "{}", "https://example.com/", "--pattern", "a"), id="add"),
+        pytest.param(("add_subscription", "{}", "https://a.example/", "--pattern", "a"), id="add"),
         pytest.param(("add_subscription", "n", "https://{}.example/", "--pattern", "a"), id="url"),
-        pytest.param(("add_subscription", "n", "https://example.com/", "--pattern", "{}"), id="p"),
+        pytest.param(("add_subscription", "n", "https://a.example/", "--pattern", "{}"), id="p"),
     ],
 )  # fmt: skip
 def test_an_argument_that_is_no_text_is_a_sentence_and_no_traceback(
@@ -332,7 +332,7 @@ def test_patterns_made_to_explode_cost_no_more_than_their_number() -> None:
 
 def test_a_topic_of_quotes_is_data_and_no_sql() -> None:
     subscription = make_subscription(topic_patterns=["test.>"])
-    topic = "test.');DELETE/**/FROM/**/deliveries_event;--"
+    topic = 'test.\');TRUNCATE"deliveries_event";--'
     event = publish(topic, {}, event_type="'; DROP TABLE deliveries_event; --")
     assert Event.objects.get(pk=event.pk).topic == topic
     assert Delivery.objects.filter(subscription=subscription).count() == 1

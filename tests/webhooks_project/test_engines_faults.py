@@ -18,6 +18,12 @@ def kill(pid: int) -> None:
     eventually(lambda: not birth(pid))
 
 
+def kill_guardian(cluster) -> None:
+    """Until its lock is free: it has threads, and the last one to go holds it."""
+    kill(cluster.guardian_pid())
+    eventually(lambda: cluster.guardian_pid() is None)
+
+
 def answers(cluster) -> bool:
     try:
         return query(cluster, "SELECT 1") == [(1,)] and flags(cluster).ping()
@@ -29,7 +35,7 @@ def test_engines_of_a_killed_guardian_are_adopted(cluster):
     cluster.ensure()
     engines = cluster.pid("postgresql"), cluster.pid("valkey")
     first = cluster.guardian_pid()
-    kill(first)
+    kill_guardian(cluster)
     assert answers(cluster)
     cluster.ensure()
     assert (cluster.pid("postgresql"), cluster.pid("valkey")) == engines
@@ -39,7 +45,7 @@ def test_engines_of_a_killed_guardian_are_adopted(cluster):
 def test_adopted_engines_end_with_their_last_user(cluster):
     cluster.ensure()
     engines = cluster.pid("postgresql"), cluster.pid("valkey")
-    kill(cluster.guardian_pid())
+    kill_guardian(cluster)
     cluster.ensure()
     cluster.release()
     assert cluster.wait_until_stopped()
@@ -79,7 +85,7 @@ def test_ensure_waits_for_a_killed_engine(cluster, engine):
 
 def test_an_adopted_engine_that_is_killed_comes_back(cluster):
     cluster.ensure()
-    kill(cluster.guardian_pid())
+    kill_guardian(cluster)
     cluster.ensure()
     first = cluster.pid("postgresql")
     kill(first)
@@ -89,7 +95,9 @@ def test_an_adopted_engine_that_is_killed_comes_back(cluster):
 def test_everything_killed_at_once_starts_again_with_its_data(cluster):
     cluster.ensure()
     query(cluster, "CREATE TABLE kept AS SELECT 7 AS number")
-    for pid in (cluster.guardian_pid(), cluster.pid("postgresql"), cluster.pid("valkey")):
+    engines = cluster.pid("postgresql"), cluster.pid("valkey")
+    kill_guardian(cluster)
+    for pid in engines:
         kill(pid)
     cluster.ensure()
     assert answers(cluster)
@@ -99,7 +107,9 @@ def test_everything_killed_at_once_starts_again_with_its_data(cluster):
 def test_a_pid_file_that_names_a_stranger_is_not_believed(cluster):
     cluster.ensure()
     layout = cluster.layout
-    for pid in (cluster.guardian_pid(), cluster.pid("postgresql"), cluster.pid("valkey")):
+    engines = cluster.pid("postgresql"), cluster.pid("valkey")
+    kill_guardian(cluster)
+    for pid in engines:
         kill(pid)
     stranger = os.getpid()
     for name in ("postgresql", "valkey"):
@@ -140,8 +150,8 @@ def test_rubbish_in_place_of_an_unfinished_initdb_is_removed(cluster):
 def test_a_guardian_killed_during_its_first_start_is_replaced(cluster, start_user):
     users = [start_user(cluster.layout.directory) for _ in range(2)]
     eventually((cluster.layout.directory / "postgresql.new").exists)
-    guardian = eventually(cluster.guardian_pid)
-    kill(guardian)
+    eventually(cluster.guardian_pid)
+    kill_guardian(cluster)
     cluster.ensure()
     assert answers(cluster)
     for user in users:

@@ -60,7 +60,7 @@ def migrate() -> None:
         raise CommandError(f"The database cannot be used: {error}") from error
     finally:
         connection.close()
-        connection.close_pool()
+        connection.close_pool()  # type: ignore[attr-defined]
 
 
 def _count(most: int) -> Any:

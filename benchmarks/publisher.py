@@ -1,0 +1,139 @@
+"""An application that publishes: `python publisher.py`, then commands on its standard input.
+
+Each line is a JSON object: `do` names one of the functions below, the rest are its arguments.
+Each answer is a line of JSON. Times are by the monotonic clock, in seconds.
+
+Subscription `n` has the path `/n`. A pattern or a topic with `{n}` in it is one subscription's
+own; without, it is shared by all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "webhooks_project.settings")
+
+import django
+
+django.setup()
+
+from measuring import percentile
+
+from deliveries import NewEvent, publish_many
+from deliveries import publish as publish_one
+from subscriptions import crypto, signing_secrets
+from subscriptions.models import SigningSecret, Subscription
+
+IN_A_STATEMENT = 5000
+
+
+def subscribe(
+    first: int, count: int, ports: Sequence[int], pattern: str, max_in_flight: int = 10
+) -> dict[str, Any]:
+    """Make the subscriptions `first` to `first + count - 1`, in bulk."""
+    for start in range(first, first + count, IN_A_STATEMENT):
+        numbers = range(start, min(start + IN_A_STATEMENT, first + count))
+        made = Subscription.objects.bulk_create(
+            Subscription(
+                name=f"receiver {n}",
+                url=f"http://127.0.0.1:{ports[n % len(ports)]}/{n}",
+                topic_patterns=[pattern.format(n=n)],
+                max_in_flight=max_in_flight,
+            )
+            for n in numbers
+        )
+        SigningSecret.objects.bulk_create(
+            SigningSecret(
+                subscription=one, ciphertext=crypto.encrypt(signing_secrets.generate().encode())
+            )
+            for one in made
+        )
+    return {}
+
+
+def publish(
+    ledger: str,
+    topic: str,
+    first: int,
+    count: int,
+    events: int,
+    batch: int = 0,
+    rate: float = 0.0,
+    note_bytes: int = 100,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Publish events one at a time, or `batch` at a time with `publish_many`.
+
+    With `{n}` in the topic each event is for one of the `count` subscriptions from `first`, drawn
+    at random; else for all of them. With `rate`, so many events a second, on a schedule that does
+    not slip when a call is slow; else one call after the other.
+
+    Appends a line `ID FIRST COUNT DUE BEGAN RETURNED` for each event to the file `ledger`. `DUE`
+    is when it should have been published, by the schedule; without one, when the call began.
+    """
+    draw = random.Random(seed)
+    each = "{n}" in topic
+    size = max(1, batch)
+    calls = []
+    with open(ledger, "a") as file:
+        began = time.monotonic()
+        for start in range(0, events, size):
+            numbers = range(start, min(start + size, events))
+            targets = [first + draw.randrange(count) if each else first for _ in numbers]
+            drafts = [
+                NewEvent(
+                    topic=topic.format(n=target),
+                    payload={
+                        "id": number + 1,
+                        "number": f"A-{number}",
+                        "customer": "Ada Lovelace",
+                        "note": "n" * note_bytes,
+                    },
+                    event_type="order",
+                )
+                for number, target in zip(numbers, targets, strict=True)
+            ]
+            due = began + start / rate if rate else time.monotonic()
+            if (early := due - time.monotonic()) > 0:
+                time.sleep(early)
+            called = time.monotonic()
+            published = publish_many(drafts) if batch else [publish_one(**drafts[0])]
+            returned = time.monotonic()
+            calls.append(returned - called)
+            for event, target in zip(published, targets, strict=True):
+                reach = 1 if each else count
+                file.write(f"{event.id} {target} {reach} {due} {called} {returned}\n")
+        ended = time.monotonic()
+    return {
+        "began": began,
+        "ended": ended,
+        "publish_p50": percentile(calls, 50),
+        "publish_p99": percentile(calls, 99),
+        "publish_most": max(calls),
+    }
+
+
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {"subscribe": subscribe, "publish": publish}
+
+
+def requests(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        yield json.loads(line)
+
+
+def main() -> None:
+    print(json.dumps({"ready": True}), flush=True)
+    for request in requests(iter(sys.stdin.readline, "")):
+        print(json.dumps(COMMANDS[request.pop("do")](**request)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

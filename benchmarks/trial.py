@@ -1,0 +1,132 @@
+"""One installation of this project under measurement: receivers, applications, workers."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import psycopg
+from children import Child, child
+from measuring import BenchmarkError, cpu_seconds, tail, wait_for_growth
+from place import CHECKOUT, HERE, Place, Receiver, receiving
+
+from webhooks_project.programs import DELIVER_QUEUES, RECOVER_QUEUE, beat, worker
+from webhooks_project.supervisor import Supervisor
+
+# What `manage.py up` gives each of its workers.
+THREADS = 128
+START_SECONDS = 60.0
+SETTLE_SECONDS = 60.0
+
+
+class Trial:
+    """A fresh database and what runs on it. Everything started here ends with the block."""
+
+    def __init__(self, place: Place, directory: Path, stack: contextlib.ExitStack) -> None:
+        self.place = place
+        self._directory = directory
+        self._stack = stack
+        self._pids: dict[str, int] = {}
+        self._supervisors: list[Supervisor] = []
+        self._log = place.directory / "workers.log"
+        self._output: TextIO = stack.enter_context(self._log.open("w"))
+        self._numbers = iter(range(1000))
+
+    def receiver(
+        self, name: str = "receiver", *, ports: int = 1, delay: float = 0.0, silent: bool = False
+    ) -> Receiver:
+        log = self.path("arrivals")
+        made = self._stack.enter_context(receiving(log, ports=ports, delay=delay, silent=silent))
+        self._pids[name] = made.process.pid
+        return made
+
+    def publisher(self, name: str = "publisher") -> Child:
+        made = self._stack.enter_context(
+            child(
+                [sys.executable, str(HERE / "publisher.py")],
+                log=self.place.directory / f"{name}.log",
+                cwd=CHECKOUT,
+            )
+        )
+        self._pids[name] = made.pid
+        return made
+
+    def path(self, name: str) -> Path:
+        """A file of this trial's own."""
+        return self._directory / f"{name}-{next(self._numbers)}"
+
+    def start_workers(self, count: int = 1) -> None:
+        """All that `manage.py up --workers COUNT` starts, short of the web; ready on return."""
+        names = [f"worker {number}" for number in range(1, count + 1)] if count > 1 else ["worker"]
+        ready = self._directory
+        supervisor = Supervisor(
+            [
+                *(worker(name, DELIVER_QUEUES, THREADS, ready) for name in names),
+                worker("recover", RECOVER_QUEUE, THREADS, ready),
+                beat(ready),
+            ],
+            self._output,
+            stop_seconds=20,
+        )
+        supervisor.start()
+        self._stack.callback(supervisor.stop)
+        try:
+            supervisor.wait_until_ready(START_SECONDS)
+        except RuntimeError as error:
+            raise BenchmarkError(f"{error}; from {self._log}:\n{tail(self._log)}") from None
+        self._supervisors.append(supervisor)
+        for name in [*names, "recover", "beat"]:
+            pid = supervisor.pid(name)
+            assert pid is not None
+            self._pids[name] = pid
+
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds of each program until now."""
+        pids = self._pids | self.place.engine_pids()
+        return {name: cpu_seconds(pid) for name, pid in pids.items()}
+
+    def cpu_since(self, before: dict[str, float]) -> dict[str, float]:
+        return {name: spent - before.get(name, 0.0) for name, spent in self.cpu().items()}
+
+    def wait_for_arrivals(self, receiver: Receiver, wanted: int) -> None:
+        """Until `wanted` have arrived in all, or none has for a long time."""
+        wait_for_growth(receiver.arrived, wanted, self._check)
+
+    def wait_until_recorded(self) -> int:
+        """Until no delivery is pending; returns how many are recorded as succeeded, in all."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        with self.place.connect() as connection:
+            # By the small index of what is pending: looking costs the measurement nothing.
+            while self._count(connection, "pending") and time.monotonic() < deadline:
+                time.sleep(0.02)
+            return self._count(connection, "succeeded")
+
+    def recorded(self) -> int:
+        with self.place.connect() as connection:
+            return self._count(connection, "succeeded")
+
+    def _count(self, connection: psycopg.Connection[Any], status: str) -> int:
+        row = connection.execute(
+            "SELECT count(*) FROM deliveries_delivery WHERE status = %s", [status]
+        ).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def _check(self) -> None:
+        for supervisor in self._supervisors:
+            if supervisor.reason:
+                raise BenchmarkError(f"{supervisor.reason} from {self._log}:\n{tail(self._log)}")
+
+
+@contextlib.contextmanager
+def trial(place: Place) -> Iterator[Trial]:
+    place.make_ours()
+    with (
+        tempfile.TemporaryDirectory(prefix="trial-", dir=place.directory) as directory,
+        contextlib.ExitStack() as stack,
+    ):
+        yield Trial(place, Path(directory), stack)

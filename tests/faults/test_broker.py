@@ -1,0 +1,119 @@
+"""The broker, which also holds the wake-up flags: killed, emptied, away."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+import redis
+from django.conf import settings
+
+from deliveries.wakeups import FLAG_SECONDS
+from subscriptions.conf import conf
+from tests.faults.invariants import Summary, check_invariants
+from tests.faults.load import percentile
+from tests.faults.report import Row
+from tests.faults.waiting import eventually, holds_within
+from tests.faults.world import World
+
+LANES = 30
+RATE = 40.0
+OUTAGE = 20.0
+# What a broker that is away may cost the caller of `publish`, in seconds.
+MOST = 1.0
+SLACK = 5.0
+
+
+@pytest.fixture
+def topics(world: World) -> list[str]:
+    """Thirty healthy lanes, with everything that sends."""
+    site = world.receivers.site()
+    topics = [f"broker.{n}" for n in range(LANES)]
+    for topic in topics:
+        world.subscribe(site, [topic])
+    world.installation.standard()
+    return topics
+
+
+def published(world: World, seconds: float, topics: list[str]) -> None:
+    with world.load(RATE, topics):
+        holds_within(lambda: False, seconds)
+
+
+def all_arrived(world: World) -> Summary:
+    assert world.ledger.refused == [], world.ledger.refused[0].error
+    assert max(one.took for one in world.ledger.accepted) < MOST
+    found = check_invariants(world)
+    assert world.wanted() <= set(world.receivers.arrivals()), "something never arrived"
+    assert (found.undelivered, found.unknown, found.duplicates) == (0, 0, 0)
+    return found
+
+
+@pytest.mark.fault(
+    "broker killed (SIGKILL) and started again, three times under load",
+    "`publish` succeeds, each call under a second; everything arrives, nothing twice",
+)
+def test_a_killed_broker_loses_nothing(world: World, topics: list[str], measured: Row) -> None:
+    with world.load(RATE, topics):
+        for _ in range(3):
+            seen = len(world.receivers.requests)
+            assert world.receivers.wait_for(seen + 2 * LANES, 60), "nothing is delivered any more"
+            world.valkey.restart(signal.SIGKILL)
+    seconds = world.wait_until_settled()
+    found = all_arrived(world)
+    assert seconds <= FLAG_SECONDS + conf().sweep_interval + SLACK
+    measured.add(
+        events=found.accepted,
+        slowest_publish=f"{1000 * max(one.took for one in world.ledger.accepted):.0f} ms",
+        sent_twice=found.duplicates,
+        all_settled_after=f"{seconds:.1f} s",
+    )
+
+
+@pytest.mark.fault(
+    "FLUSHALL ten times under load: queues, flags and all",
+    "the same; what was woken in vain waits for a flag of 15 s and one sweep at most",
+)
+def test_a_flushed_broker_loses_nothing(world: World, topics: list[str], measured: Row) -> None:
+    with redis.Redis.from_url(settings.REDIS_URL) as client, world.load(RATE, topics):
+        for _ in range(10):
+            seen = len(world.receivers.requests)
+            assert world.receivers.wait_for(seen + LANES, 60), "nothing is delivered any more"
+            client.flushall()
+    seconds = world.wait_until_settled()
+    found = all_arrived(world)
+    assert seconds <= FLAG_SECONDS + conf().sweep_interval + SLACK
+    measured.add(
+        events=found.accepted,
+        slowest_publish=f"{1000 * max(one.took for one in world.ledger.accepted):.0f} ms",
+        sent_twice=found.duplicates,
+        all_settled_after=f"{seconds:.1f} s",
+    )
+
+
+@pytest.mark.fault(
+    f"broker down for {OUTAGE:.0f} s while events are published",
+    "`publish` succeeds, each call under a second; everything arrives once it is back",
+)
+def test_events_published_without_a_broker_arrive_later(
+    world: World, topics: list[str], measured: Row
+) -> None:
+    with world.valkey.down(signal.SIGKILL):
+        before = len(world.ledger.accepted)
+        published(world, OUTAGE, topics)
+        during = world.ledger.accepted[before:]
+    back = time.monotonic()
+    assert len(during) > 0.9 * RATE * OUTAGE, "publishing became slow"
+    eventually(lambda: len(world.receivers.requests) > 0, "the first delivery afterwards")
+    first = time.monotonic() - back
+    seconds = world.wait_until_settled()
+    found = all_arrived(world)
+    measured.add(
+        events=found.accepted,
+        slowest_publish=f"{1000 * max(one.took for one in during):.0f} ms",
+        its_median=f"{1000 * percentile([one.took for one in during], 0.5):.1f} ms",
+        sent_twice=found.duplicates,
+        first_delivery_after=f"{first:.1f} s",
+        all_settled_after=f"{first + seconds:.1f} s",
+    )

@@ -1,0 +1,152 @@
+"""The database: restarted, its connections cut, read-only for a while."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import psycopg
+import pytest
+from django.db import connection
+
+from tests.faults.invariants import Summary, check_invariants
+from tests.faults.report import Row
+from tests.faults.test_workers import slowly
+from tests.faults.waiting import PATIENCE, eventually, holds_within
+from tests.faults.world import World
+from webhooks_project.engines import DATABASE
+
+LANES = 30
+RATE = 40.0
+READ_ONLY = 8.0
+
+
+@pytest.fixture
+def topics(world: World) -> list[str]:
+    site = world.receivers.site(slowly)
+    topics = [f"database.{n}" for n in range(LANES)]
+    for topic in topics:
+        world.subscribe(site, [topic])
+    world.installation.standard()
+    return topics
+
+
+def cut_connections(opened: psycopg.Connection) -> int:
+    """Terminate every connection to the project's database; returns how many there were."""
+    return opened.execute(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = %s",
+        [DATABASE],
+    ).fetchone()[0]
+
+
+def nothing_was_blamed(world: World) -> Summary:
+    """All that was acknowledged arrived, and no circuit noticed anything."""
+    found = check_invariants(world)
+    assert world.wanted() <= set(world.receivers.arrivals()), "something never arrived"
+    assert found.undelivered == 0
+    assert world.signals() == []
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM subscriptions_subscription "
+            "WHERE consecutive_failures > 0 OR NOT enabled OR last_error <> ''"
+        )
+        assert cursor.fetchone()[0] == 0
+    return found
+
+
+def work_a_while(world: World) -> None:
+    seen = len(world.receivers.requests)
+    assert world.receivers.wait_for(seen + 2 * LANES, PATIENCE), "nothing is delivered any more"
+
+
+def first_arrival_after(world: World, moment: float) -> float:
+    """Seconds from `moment` until an event that was published later arrives."""
+    later = {one.id for one in world.ledger.accepted if one.began > moment}
+    arrived = [one.at for one in world.receivers.requests if one.id in later]
+    return min(arrived) - moment if arrived else float("inf")
+
+
+def go_on(world: World, moment: float) -> float:
+    """Wait for an event that was published after `moment`; the seconds that took."""
+    eventually(lambda: first_arrival_after(world, moment) < float("inf"), "deliveries going on")
+    return first_arrival_after(world, moment)
+
+
+def report(measured: Row, world: World, found: Summary, gaps: list[float], settled: float) -> None:
+    measured.add(
+        events=found.accepted,
+        refused=len(world.ledger.refused),
+        slowest_refusal=f"{max((one.took for one in world.ledger.refused), default=0):.2f} s",
+        unknown_outcomes=found.unknown,
+        sent_twice=found.duplicates,
+        deliveries_go_on_after=f"{max(gaps):.1f} s",
+        all_settled_after=f"{settled:.1f} s",
+    )
+
+
+@pytest.mark.fault(
+    "PostgreSQL restarted under load: fast, immediate (as after a crash), and a kill -9 of a "
+    "backend, which takes all others with it",
+    "nothing acknowledged that was not committed; no circuit moves; workers recover by themselves",
+)
+def test_a_restarted_database_loses_nothing(
+    world: World, topics: list[str], measured: Row
+) -> None:
+    gaps = []
+    with world.load(RATE, topics):
+        for break_it in (
+            lambda: world.postgresql.restart(signal.SIGINT),
+            lambda: world.postgresql.restart(signal.SIGQUIT),
+            world.postgresql.kill_a_child,
+        ):
+            work_a_while(world)
+            broken = time.monotonic()
+            break_it()
+            gaps.append(go_on(world, broken))
+    settled = world.wait_until_settled()
+    found = nothing_was_blamed(world)
+    report(measured, world, found, gaps, settled)
+
+
+@pytest.mark.fault(
+    "all connections to PostgreSQL terminated, ten times under load",
+    "the same",
+)
+def test_cut_connections_lose_nothing(world: World, topics: list[str], measured: Row) -> None:
+    gaps, cut = [], 0
+    with world.load(RATE, topics), world.postgresql.operator() as opened:
+        for _ in range(10):
+            work_a_while(world)
+            broken = time.monotonic()
+            cut += cut_connections(opened)
+            gaps.append(go_on(world, broken))
+    settled = world.wait_until_settled()
+    found = nothing_was_blamed(world)
+    assert cut >= 10, "there was nothing to cut"
+    report(measured, world, found, gaps, settled)
+
+
+@pytest.mark.fault(
+    f"PostgreSQL read-only for {READ_ONLY:.0f} s under load",
+    "`publish` says so; nothing acknowledged is lost; no circuit moves; it goes on by itself",
+)
+def test_a_read_only_database_stops_everything_and_loses_nothing(
+    world: World, topics: list[str], measured: Row
+) -> None:
+    with world.load(RATE, topics):
+        work_a_while(world)
+        with world.postgresql.operator() as opened:
+            opened.execute(f"ALTER DATABASE {DATABASE} SET default_transaction_read_only = on")
+            try:
+                cut_connections(opened)
+                before = len(world.ledger.refused)
+                holds_within(lambda: False, READ_ONLY)
+                refused = len(world.ledger.refused) - before
+            finally:
+                opened.execute(f"ALTER DATABASE {DATABASE} RESET default_transaction_read_only")
+                cut_connections(opened)
+        gap = go_on(world, time.monotonic())
+    settled = world.wait_until_settled()
+    found = nothing_was_blamed(world)
+    assert refused > 0.5 * RATE * READ_ONLY, "publish did not say that nothing can be written"
+    report(measured, world, found, [gap], settled)
