@@ -142,11 +142,19 @@ class Phase:
         return compare_arrivals(self.lines(), self.expected)
 
     def measured(
-        self, scenario: str, *, from_first_arrival: bool = False, **figures: float
+        self,
+        scenario: str,
+        *,
+        from_first_arrival: bool = False,
+        pending: int = 0,
+        **figures: float,
     ) -> Measured:
-        """Wait until all has arrived and is recorded, and say how it went."""
+        """Wait until all has arrived and is recorded, and say how it went.
+
+        `pending`: so many deliveries are for receivers that never answer.
+        """
         self.wait()
-        recorded = self._bench.wait_until_recorded() - self._recorded_before
+        recorded = self._bench.wait_until_recorded(pending) - self._recorded_before
         cpu = self._bench.cpu_since(self.cpu_before)
         return Measured.of(
             scenario,

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from children import Child
 from measuring import percentile
+from phase import Measured, Phase
 from place import Place, Receiver
-from trial import Ledger, Measured, Trial, arrivals_of, latencies, load, trial
+from trial import Trial, trial
 
-OURS = "this project"
-SHARED = {"topic": "order.created", "pattern": "order.*"}
-OWN = {"topic": "customer.{n}.order.created", "pattern": "customer.{n}.>"}
+# Subscriptions that share a topic, and subscriptions with a topic of their own each.
+SHARED = "order.*"
+SHARED_TOPIC = "order.created"
+OWN = "customer.{n}.>"
+OWN_TOPIC = "customer.{n}.order.created"
+
+WIDE = 5000
+NARROW = 20_000
+# Events a second where the load is steady.
+STEADY = 50.0
 
 
 @dataclass(frozen=True)
@@ -25,11 +32,8 @@ class Sizes:
     wide_events: int
     live_events: int
     narrow_events: int
-    narrow_many_events: int
-    paced_seconds: float
-    rounds: int
-    """How often a comparison of with and without changes over."""
-    scale_seconds: float
+    narrow_in_hundreds: int
+    steady_seconds: float
 
 
 FULL = Sizes(
@@ -37,25 +41,17 @@ FULL = Sizes(
     wide_events=10,
     live_events=1000,
     narrow_events=4000,
-    narrow_many_events=20_000,
-    paced_seconds=20.0,
-    rounds=3,
-    scale_seconds=8.0,
+    narrow_in_hundreds=20_000,
+    steady_seconds=20.0,
 )
 QUICK = Sizes(
     backlog=20_000,
     wide_events=2,
     live_events=200,
     narrow_events=600,
-    narrow_many_events=4000,
-    paced_seconds=4.0,
-    rounds=1,
-    scale_seconds=3.0,
+    narrow_in_hundreds=4000,
+    steady_seconds=4.0,
 )
-
-WIDE = 5000
-NARROW = 20_000
-RATE = 50.0
 
 
 def backlog(
@@ -63,140 +59,133 @@ def backlog(
 ) -> Measured:
     """Everything is published before a worker runs; then the worker drains it.
 
-    `after` is called while the database is still there.
+    The clock starts with the first arrival. `after` is called while the database is still there.
     """
     with trial(place) as bench:
-        receiver, publisher, ledger = _shared(bench, subscriptions)
-        said = publisher.ask(
-            do="publish",
-            **_to_all(ledger, subscriptions, deliveries // subscriptions),
-            batch=100,
+        receiver, publisher = _subscribed(bench, subscriptions, SHARED)
+        phase = Phase(bench, receiver)
+        said = phase.publish(
+            publisher, **_to_all(subscriptions), events=deliveries // subscriptions, batch=100
         )
         place.checkpoint()
-        busy = load()
-        before = bench.cpu()
         bench.start_workers()
-        bench.wait_for_arrivals(receiver, 1)
-        # What the workers spent on starting is not part of it.
-        started = bench.cpu() | {name: spent for name, spent in before.items() if name in _STEADY}
-        bench.wait_for_arrivals(receiver, deliveries)
-        recorded = bench.wait_until_recorded()
-        measured = Measured.of(
-            "backlog",
-            OURS,
-            arrivals_of(receiver, ledger),
-            began=None,
-            recorded=recorded,
-            cpu=bench.cpu_since(started),
-            load_before=busy,
-            figures={"publish_seconds": said["ended"] - said["began"]},
+        phase.wait(1)
+        phase.cpu_before = bench.cpu()  # what the workers spent on starting is not part of it
+        found = phase.measured(
+            "backlog", from_first_arrival=True, publish_seconds=said["ended"] - said["began"]
         )
         if after is not None:
             after()
-        return measured
-
-
-# Programs whose start costs nothing worth leaving out.
-_STEADY = {"receiver", "publisher"}
+        return found
 
 
 def wide(place: Place, events: int, subscriptions: int = WIDE) -> Measured:
     """Events that match thousands of subscriptions each, published one after the other."""
-    with trial(place) as bench:
-        receiver, publisher, ledger = _shared(bench, subscriptions)
-        bench.start_workers()
-        _warm_up(bench, publisher, receiver, subscriptions)
-        return _closed_loop(
-            bench,
-            "wide",
-            receiver,
-            ledger,
-            publisher,
-            **_to_all(ledger, subscriptions, events),
-        )
+    return _one_after_the_other(place, "wide", events, subscriptions)
 
 
 def live(place: Place, events: int, subscriptions: int = 20) -> Measured:
     """Events that match a few subscriptions each, published one after the other."""
+    return _one_after_the_other(place, "live", events, subscriptions)
+
+
+def _one_after_the_other(place: Place, name: str, events: int, subscriptions: int) -> Measured:
     with trial(place) as bench:
-        receiver, publisher, ledger = _shared(bench, subscriptions)
+        receiver, publisher = _subscribed(bench, subscriptions, SHARED)
         bench.start_workers()
-        _warm_up(bench, publisher, receiver, subscriptions)
-        return _closed_loop(
-            bench,
-            "live",
-            receiver,
-            ledger,
-            publisher,
-            **_to_all(ledger, subscriptions, events),
+        _warm_up(bench, receiver, publisher, **_to_all(subscriptions))
+        return run_phase(
+            bench, name, receiver, publisher, **_to_all(subscriptions), events=events
         )
 
 
 def narrow(place: Place, events: int, in_hundreds: int) -> list[Measured]:
     """Each event is for one of 20,000 subscriptions: published singly, then in hundreds."""
     with trial(place) as bench:
-        receiver, publisher, ledger = _own(bench, NARROW)
+        receiver, publisher = _subscribed(bench, NARROW, OWN)
         bench.start_workers()
-        _warm_up(bench, publisher, receiver, 20, **OWN)
-        singly = _closed_loop(
-            bench, "narrow", receiver, ledger, publisher, **_to_each(ledger, 0, NARROW, events)
-        )
-        ledger = bench.ledger()
-        together = _closed_loop(
-            bench,
-            "narrow, in hundreds",
-            receiver,
-            ledger,
-            publisher,
-            **_to_each(ledger, 0, NARROW, in_hundreds),
-            batch=100,
-        )
-        return [singly, together]
+        _warm_up(bench, receiver, publisher, **_to_each(NARROW))
+        return [
+            run_phase(bench, "narrow", receiver, publisher, **_to_each(NARROW), events=events),
+            run_phase(
+                bench,
+                "narrow, in hundreds",
+                receiver,
+                publisher,
+                **_to_each(NARROW),
+                events=in_hundreds,
+                batch=100,
+                seed=1,
+            ),
+        ]
 
 
 def latency(place: Place, seconds: float, subscriptions: int = 20) -> list[Measured]:
     """Fifty events a second to healthy receivers: each for one of them, then each for all."""
     with trial(place) as bench:
-        receiver = bench.receiver()
-        publisher = bench.publisher()
-        publisher.ask(**_make(0, subscriptions, receiver, OWN))
-        publisher.ask(**_make(subscriptions, subscriptions, receiver, SHARED))
+        receiver, publisher = _subscribed(bench, subscriptions, OWN)
+        _subscribe(publisher, receiver, subscriptions, SHARED, first=subscriptions)
         bench.start_workers()
-        _warm_up(bench, publisher, receiver, subscriptions, **OWN)
-        _warm_up(bench, publisher, receiver, subscriptions, first=subscriptions)
-        events = round(RATE * seconds)
-        found = []
-        for name, targets in (
-            ("latency", _to_each(bench.ledger(), 0, subscriptions, events)),
-            (
-                "latency, 20 each",
-                _to_all(bench.ledger(), subscriptions, events, first=subscriptions),
+        to_all = _to_all(subscriptions, first=subscriptions)
+        for targets in (_to_each(subscriptions), to_all):
+            _warm_up(bench, receiver, publisher, **targets)
+        steady = {"events": round(STEADY * seconds), "rate": STEADY}
+        return [
+            run_phase(
+                bench, "latency", receiver, publisher, **_to_each(subscriptions), **steady
             ),
-        ):
-            ledger = Ledger(bench.path(targets["ledger"]))
-            found.append(
-                _closed_loop(bench, name, receiver, ledger, publisher, **targets, rate=RATE)
-            )
-        return found
+            run_phase(bench, "latency, 20 each", receiver, publisher, **to_all, **steady),
+        ]
 
 
-def _shared(bench: Trial, subscriptions: int) -> tuple[Receiver, Child, Ledger]:
-    receiver, publisher = bench.receiver(), bench.publisher()
-    publisher.ask(**_make(0, subscriptions, receiver, SHARED))
-    return receiver, publisher, bench.ledger()
+def run_phase(
+    bench: Trial, name: str, receiver: Receiver, publisher: Child, **plan: Any
+) -> Measured:
+    """Publish by plan, wait until all is delivered, and add what can be said of the times."""
+    phase = Phase(bench, receiver)
+    said = phase.publish(publisher, **plan)
+    found = phase.measured(name)
+    found.figures.update(
+        {key: value for key, value in said.items() if key.startswith("publish")}
+    )
+    found.figures["publishing_seconds"] = said["ended"] - said["began"]
+    found.figures.update(spread(phase.latencies()))
+    return found
 
 
-def _own(bench: Trial, subscriptions: int) -> tuple[Receiver, Child, Ledger]:
-    receiver, publisher = bench.receiver(), bench.publisher()
-    publisher.ask(**_make(0, subscriptions, receiver, OWN))
-    return receiver, publisher, bench.ledger()
-
-
-def _make(first: int, count: int, receiver: Receiver, kind: dict[str, str]) -> dict[str, Any]:
+def spread(latencies: list[float]) -> dict[str, float]:
     return {
-        "do": "subscribe",
-        "first": first,
-        "count": count,
-        "ports": receiver.ports,
-        "pattern": kind["pattern"],
+        "latency_p50": percentile(latencies, 50),
+        "latency_p99": percentile(latencies, 99),
+        "latency_most": max(latencies, default=0.0),
     }
+
+
+def _subscribed(bench: Trial, subscriptions: int, pattern: str) -> tuple[Receiver, Child]:
+    receiver, publisher = bench.receiver(), bench.publisher()
+    _subscribe(publisher, receiver, subscriptions, pattern)
+    return receiver, publisher
+
+
+def _subscribe(
+    publisher: Child, receiver: Receiver, count: int, pattern: str, first: int = 0
+) -> None:
+    publisher.ask(do="subscribe", first=first, count=count, ports=receiver.ports, pattern=pattern)
+
+
+def _to_all(count: int, first: int = 0) -> dict[str, Any]:
+    """Events that go to each of these subscriptions."""
+    return {"topic": SHARED_TOPIC, "first": first, "count": count}
+
+
+def _to_each(count: int, first: int = 0) -> dict[str, Any]:
+    """Events that go to one of these subscriptions each."""
+    return {"topic": OWN_TOPIC, "first": first, "count": count}
+
+
+def _warm_up(bench: Trial, receiver: Receiver, publisher: Child, **targets: Any) -> None:
+    """What happens once in a process's life is not what is measured: indexes, connections."""
+    phase = Phase(bench, receiver)
+    phase.publish(publisher, **targets, events=1 if targets["topic"] == SHARED_TOPIC else 50)
+    phase.wait()
+    bench.wait_until_recorded()

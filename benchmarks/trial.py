@@ -97,12 +97,12 @@ class Trial:
         """Until `wanted` have arrived in all, or none has for a long time."""
         wait_for_growth(receiver.arrived, wanted, self._check)
 
-    def wait_until_recorded(self) -> int:
-        """Until no delivery is pending; returns how many are recorded as succeeded, in all."""
+    def wait_until_recorded(self, pending: int = 0) -> int:
+        """Until so few are pending; returns how many are recorded as succeeded, in all."""
         deadline = time.monotonic() + SETTLE_SECONDS
         with self.place.connect() as connection:
             # By the small index of what is pending: looking costs the measurement nothing.
-            while self._count(connection, "pending") and time.monotonic() < deadline:
+            while self._count(connection, "pending") > pending and time.monotonic() < deadline:
                 time.sleep(0.02)
             return self._count(connection, "succeeded")
 

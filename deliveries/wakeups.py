@@ -21,6 +21,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from deliveries.queues import DELIVER, RECOVER
+from deliveries.redis_address import RedisAddress
 from subscriptions.conf import conf
 
 logger = logging.getLogger(__name__)
@@ -76,13 +77,11 @@ broker_outage = Outage("the Celery broker")
 @cache
 def flags() -> redis.Redis:
     """The client that holds the wake-up flags. One attempt, short timeouts: flags are a saving."""
-    client: redis.Redis = redis.Redis.from_url(
-        settings.REDIS_URL,
+    return RedisAddress.parse(settings.REDIS_URL).client(
         socket_timeout=REDIS_TIMEOUT,
         socket_connect_timeout=REDIS_TIMEOUT,
         retry=Retry(NoBackoff(), 0),
     )
-    return client
 
 
 def _flag(subscription_id: UUID, queue: str) -> str:

@@ -10,6 +10,7 @@ broker_connection_retry_on_startup = True
 # A publisher never waits for a broker that is gone: the rows are committed, the sweep finds them.
 broker_connection_timeout = 0.5
 broker_transport_options = {
+    **settings.CELERY_TRANSPORT_OPTIONS,
     "socket_connect_timeout": 0.5,
     "socket_timeout": 0.5,
     "socket_keepalive": True,

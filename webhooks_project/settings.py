@@ -13,6 +13,7 @@ import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
 
+from deliveries.redis_address import RedisAddress
 from subscriptions.conf import WebhookSettings
 from webhooks_project import engines
 from webhooks_project.keys import local_keys
@@ -96,7 +97,10 @@ TEMPLATES = [
 if engines.embedded_database():
     DATABASES: dict[str, dict[str, Any]] = {"default": engines.database_params()}
 else:
-    DATABASES = {"default": dict(dj_database_url.config(env="DATABASE_URL"))}
+    try:
+        DATABASES = {"default": dict(dj_database_url.config(env="DATABASE_URL"))}
+    except ValueError as error:
+        raise ImproperlyConfigured(f"DATABASE_URL cannot be read: {error}") from None
     if DATABASES["default"].get("ENGINE") != "django.db.backends.postgresql":
         raise ImproperlyConfigured(
             "DATABASE_URL must be a postgresql:// address: PostgreSQL is the queue of record."
@@ -111,10 +115,16 @@ DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
 }
 
 # Redis or Valkey: the wake-up flags, and the broker unless CELERY_BROKER_URL names another.
-REDIS_URL = os.environ.get("REDIS_URL") or engines.redis_url()
-CELERY_BROKER_URL = (
-    os.environ.get("CELERY_BROKER_URL") or os.environ.get("REDIS_URL") or engines.broker_url()
+REDIS_URL = engines.redis_url()
+try:
+    _redis = RedisAddress.parse(REDIS_URL)
+except ValueError as error:
+    raise ImproperlyConfigured(f"REDIS_URL cannot be used: {error}.") from None
+CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL") or (
+    engines.broker_url() if engines.embedded_redis() else _redis.broker_url
 )
+# Empty for a broker of its own.
+CELERY_TRANSPORT_OPTIONS = {} if os.environ.get("CELERY_BROKER_URL") else _redis.transport_options
 
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True

@@ -57,15 +57,25 @@ class Site:
         self.listener = listener
         self.port: int = listener.getsockname()[1]
         self.url = f"http://{listener.getsockname()[0]}:{self.port}/"
+        self.waiting: list[_Connection] = []
         self.in_flight: Counter[str] = Counter()
         self.most_in_flight: Counter[str] = Counter()
 
-    def took(self, request: Request) -> Answer:
+    def let_go(self, count: int, status: int) -> None:
+        """Answer the first `count` requests that were never to be answered."""
+        going, self.waiting = self.waiting[:count], self.waiting[count:]
+        assert len(going) == count, f"{len(going)} requests wait for an answer, not {count}"
+        for connection in going:
+            self._receivers.soon(connection.answer_now, Answer(status))
+
+    def took(self, request: Request, connection: _Connection) -> Answer:
         self.in_flight[request.lane] += 1
         self.most_in_flight[request.lane] = max(
             self.most_in_flight[request.lane], self.in_flight[request.lane]
         )
         answer = self.respond(request)
+        if answer.delay == math.inf:
+            self.waiting.append(connection)
         self._receivers.log(request)
         return answer
 
@@ -78,11 +88,15 @@ class Site:
 class _Visit:
     """The owner of one connection: its requests come one after the other."""
 
+    _connection: _Connection
+
     def __init__(self, site: Site) -> None:
         self._site = site
         self._request: Request | None = None
 
     def connected(self, connection: Connection) -> None:
+        assert isinstance(connection, _Connection)
+        self._connection = connection
         self._site._receivers.open.add(connection)
 
     def disconnected(self, connection: Connection) -> None:
@@ -99,7 +113,7 @@ class _Visit:
             id=lower.get("webhook-id", ""),
             digest=hashlib.blake2b(body, digest_size=16).digest(),
         )
-        return self._site.took(self._request)
+        return self._site.took(self._request, self._connection)
 
     def wrote(self, status: int) -> None:
         if self._request is not None:
@@ -113,6 +127,9 @@ class _Connection(Connection):
     def __init__(self, visit: _Visit) -> None:
         super().__init__(visit)
         self._visit = visit
+
+    def answer_now(self, answer: Answer) -> None:
+        self._answer_late(answer, keep_alive=True)
 
     def _write(self, answer: Answer, keep_alive: bool) -> None:
         self._visit.wrote(answer.status)
@@ -204,14 +221,9 @@ class Receivers:
         seen = self.arrivals()
         return seen.total() - len(seen)
 
-    def hang_up(self) -> None:
-        """Break off every connection that is open now."""
-
-        def abort_all() -> None:
-            for connection in list(self.open):
-                connection.abort()
-
-        self._loop.call_soon_threadsafe(abort_all)
+    def soon(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call that on the receivers' thread."""
+        self._loop.call_soon_threadsafe(function, *arguments)
 
     def _bind(self) -> socket.socket:
         listener = socket.socket()

@@ -20,18 +20,23 @@ class Canary:
 
 
 def signing_secret(seed: bytes) -> tuple[str, Canary]:
-    """A valid signing secret, and the canary that it is."""
-    key = (seed * 32)[:32]
-    encoded = base64.b64encode(key).decode()
-    text = f"whsec_{encoded}"
-    return text, Canary(
-        f"signing secret {seed.decode()}",
+    """A valid signing secret made of `seed`, and the canary that it is."""
+    text = f"whsec_{base64.b64encode((seed * 32)[:32]).decode()}"
+    return text, canary_of(text)
+
+
+def canary_of(text: str) -> Canary:
+    """The canary that the signing secret `text` is."""
+    encoded = text.removeprefix("whsec_")
+    key = base64.b64decode(encoded)
+    return Canary(
+        f"signing secret {text[6:18]}…",
         (
             encoded.rstrip("="),
             base64.urlsafe_b64encode(key).decode().rstrip("="),
-            quote(encoded, safe=""),
+            quote(encoded.rstrip("="), safe=""),
             key.hex(),
-            key.decode(),
+            repr(key)[2:-1],
             text.encode().hex(),
             *_within_base64(text),
         ),

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import html
 import io
 import ipaddress
 import json
 import logging
+import re
 import sys
 import traceback
 import types
@@ -42,7 +44,7 @@ from subscriptions.conf import conf
 from subscriptions.models import SigningSecret, Subscription, create_subscription
 from tests.deliveries.transport import hostile
 from tests.deliveries.transport.hostile import OK, Connection, receiver
-from tests.security.canary import Canary, signing_secret, word
+from tests.security.canary import Canary, canary_of, signing_secret, word
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 
@@ -50,6 +52,7 @@ FIRST, first = signing_secret(b"canary-one")
 SECOND, second = signing_secret(b"canary-two")
 HEADER = "canary-header-4f1c9e"
 URL = "canary-url-77ab02"
+GONE = b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n"
 SCRIPT = '<script>alert("canary-script")</script>'
 
 SECRETS = (first, second)
@@ -68,6 +71,7 @@ class Story:
     pages: dict[str, str] = field(default_factory=dict)
     tracebacks: dict[str, str] = field(default_factory=dict)
     reprs: dict[str, str] = field(default_factory=dict)
+    shown_once: dict[str, Canary] = field(default_factory=dict)
 
 
 class _Log(logging.Handler):
@@ -85,38 +89,32 @@ class _Log(logging.Handler):
 
 @contextlib.contextmanager
 def _logged(story: Story) -> Iterator[None]:
-    root, handler = logging.getLogger(), _Log(story)
-    level, debug = root.level, settings.DEBUG
-    quiet = {
-        name: one.level
-        for name, one in logging.root.manager.loggerDict.items()
-        if isinstance(one, logging.Logger) and one.level > logging.DEBUG
-    }
+    """As with WEBHOOKS_LOG_LEVEL=DEBUG; and all SQL besides, with its values."""
+    root, sql, handler = logging.getLogger(), logging.getLogger("django.db.backends"), _Log(story)
+    levels, debug = (root.level, sql.level), settings.DEBUG
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
-    for name in (*quiet, "django.db.backends"):
-        logging.getLogger(name).setLevel(logging.DEBUG)
+    sql.setLevel(logging.DEBUG)
     settings.DEBUG = True  # makes Django log its SQL, on every connection
     try:
         yield
     finally:
         settings.DEBUG = debug
-        root.setLevel(level)
+        root.setLevel(levels[0])
+        sql.setLevel(levels[1])
         root.removeHandler(handler)
-        for name, was in quiet.items():
-            logging.getLogger(name).setLevel(was)
-        logging.getLogger("django.db.backends").setLevel(logging.NOTSET)
 
 
 def tell(monkeypatch: Any, client: Client) -> Story:
     """Needs the database, committed rows and all; leaves rows and messages behind."""
     story = Story()
-    transport = Transport(timeout=1.0, allowed_networks=LOOPBACK)
+    client.force_login(get_user_model().objects.create_superuser("root"))
+    transport = Transport(timeout=0.5, allowed_networks=LOOPBACK)
     sender = Sender(transport)
     monkeypatch.setattr("deliveries.send_test.transport", lambda: transport)
     try:
         with _logged(story), contextlib.ExitStack() as servers:
-            _happen(story, sender, servers, monkeypatch)
+            _happen(story, sender, client, servers, monkeypatch)
         story.messages = _messages()
         _read_rows(story)
         _open_pages(story, client)
@@ -132,12 +130,14 @@ def _echoes(connection: Connection) -> None:
         connection.send(b"HTTP/1.1 500 Echo\r\nContent-Length: %d\r\n\r\n" % len(said) + said)
 
 
-def _happen(story: Story, sender: Sender, servers: contextlib.ExitStack, monkeypatch: Any) -> None:
+def _happen(
+    story: Story, sender: Sender, client: Client, servers: contextlib.ExitStack, monkeypatch: Any
+) -> None:
     def serve(*ids: uuid.UUID) -> None:
         sender.serve(list(ids), recovering=True)
 
     good = servers.enter_context(receiver(hostile.answers(OK)))
-    failing = servers.enter_context(receiver(hostile.answers(b"HTTP/1.1 410 Gone\r\n\r\n")))
+    failing = servers.enter_context(receiver(hostile.answers(GONE)))
     echo = servers.enter_context(receiver(_echoes))
     silent = servers.enter_context(receiver(hostile.is_silent))
     odd = servers.enter_context(receiver(hostile.answers(b"SSH-2.0-OpenSSH_9.7\r\n")))
@@ -190,6 +190,7 @@ def _happen(story: Story, sender: Sender, servers: contextlib.ExitStack, monkeyp
     ):  # fmt: skip
         run(*words)
 
+    _post_to_the_admin(story, client, made["silent"])
     _break(story, made, serve, monkeypatch)
     _show(story, sender, made["good"])
 
@@ -206,6 +207,24 @@ def _runner(story: Story, monkeypatch: Any) -> Callable[..., None]:
         story.output[name] = output.getvalue() + errors.getvalue()
 
     return run
+
+
+def _post_to_the_admin(story: Story, client: Client, subscription: Subscription) -> None:
+    """Pages that show a new secret, once, and that are the only ones to do so."""
+    base = "/admin/subscriptions/subscription/"
+    added = client.post(
+        f"{base}add/",
+        {
+            "name": "by hand", "url": "https://example.com/", "topic_patterns": "a.b",
+            "enabled": "on", "max_in_flight": "1", "recovery": "manual", "headers": "{}",
+        },
+    )  # fmt: skip
+    rotated = client.post(f"{base}{subscription.pk}/rotate-secret/", {"old_secret": "overlap"})
+    for what, response in (("added", added), ("rotated", rotated)):
+        secret = re.search(r"whsec_[A-Za-z0-9+/=]+", html.unescape(response.content.decode()))
+        assert secret, response.content.decode()
+        story.shown_once[what] = canary_of(secret[0])
+        assert "no-store" in response["Cache-Control"]
 
 
 def _break(
@@ -253,8 +272,6 @@ def _break(
 def _show(story: Story, sender: Sender, subscription: Subscription) -> None:
     """What a log line with `%r`, a debugger or an error report would show."""
     from deliveries.requests import prepare
-    from deliveries.sending import Lane, Run
-    from deliveries.settling import LaneEnd
 
     publish("test.shown", {})
     Delivery.objects.filter(subscription=subscription, status="pending").update(lease_until=None)
@@ -266,13 +283,11 @@ def _show(story: Story, sender: Sender, subscription: Subscription) -> None:
     )  # fmt: skip
     lane = found.lanes[0]
     assert SECOND in lane.secrets
-    run = Run([subscription.pk], recovering=True)
     for thing in (
-        subscription, subscription.secrets.all(), subscription.secrets.first(), conf(), found,
-        lane, lane.deliveries[0], prepare(lane, lane.deliveries[0], 1), sender,
-        Lane(sender, run, lane, token), LaneEnd(lane, token, [], 1, 0, 0.0, None),
-        Event.objects.first(), Delivery.objects.first(), Attempt.objects.first(),
-        list(SigningSecret.objects.all()), sender.transport,
+        found, lane, lane.deliveries[0], prepare(lane, lane.deliveries[0], 1), sender,
+        sender.transport, conf(), subscription, list(SigningSecret.objects.all()),
+        SigningSecret.objects.first(), Event.objects.first(), Delivery.objects.first(),
+        Attempt.objects.first(),
     ):  # fmt: skip
         name = type(thing).__name__
         story.reprs[name] = f"{thing!r} {thing} {[thing]}"
@@ -310,12 +325,19 @@ def _read_rows(story: Story) -> None:
         story.rows["deliveries_event, bodies"] = [row[0] for row in cursor.fetchall()]
 
 
+class _Plain(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Every field that a model offers, on Django's own templates."""
+
+    change_form_template = "admin/change_form.html"
+    change_list_template = "admin/change_list.html"
+
+
 def _open_pages(story: Story, client: Client) -> None:
     """Every page of the admin; and of one that somebody made without a thought."""
     naive = admin.AdminSite("naive")
     for app in ("subscriptions", "deliveries"):
         for model in apps.get_app_config(app).get_models():
-            naive.register(model)
+            naive.register(model, _Plain)
     urls = types.ModuleType("urls")
     urls.urlpatterns = [  # type: ignore[attr-defined]
         path("naive/", naive.urls),
@@ -326,7 +348,6 @@ def _open_pages(story: Story, client: Client) -> None:
     clear_url_caches()
     set_urlconf(None)
     try:
-        client.force_login(get_user_model().objects.create_superuser("root"))
         for prefix, site in (("/admin", admin.site), ("/naive", naive)):
             for model in site._registry:
                 for url in _urls(prefix, model):
@@ -342,9 +363,12 @@ def _urls(prefix: str, model: Any) -> Iterator[str]:
     base = f"{prefix}/{model._meta.app_label}/{model._meta.model_name}/"
     yield base
     yield f"{base}add/"
-    for pk in model._default_manager.order_by("pk").values_list("pk", flat=True)[:12]:
-        for page in ("change", "history", "delete", "rotate-secret"):
-            yield f"{base}{pk}/{page}/"
+    pages = ["change", "history"] if prefix == "/admin" else ["change"]
+    if model is Subscription and prefix == "/admin":
+        pages.append("rotate-secret")
+    # The last ones: those that something went wrong with are among them.
+    for pk in model._default_manager.order_by("-pk").values_list("pk", flat=True)[:8]:
+        yield from (f"{base}{pk}/{page}/" for page in pages)
 
 
 def _untrusted() -> Any:

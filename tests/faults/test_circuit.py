@@ -1,0 +1,236 @@
+"""The circuit under fire: flapping receivers, fifty results at once, everybody at it at once."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections import Counter
+
+import pytest
+from django.db import DatabaseError, connection
+
+from deliveries.http1 import Answer
+from subscriptions import circuit
+from subscriptions.models import Subscription
+from tests.faults.invariants import check_invariants
+from tests.faults.receivers import Site, always, in_turn, never
+from tests.faults.report import Row
+from tests.faults.waiting import PATIENCE, eventually
+from tests.faults.world import Lane, World
+
+# Every failed attempt counts, and is made again at once.
+NO_QUICK = {"quick_retries": "", "slow_retries": ",".join(["0.05"] * 40), "probe_first": 3600}
+AT_ONCE = 50
+RACERS, RACES, RACED = 8, 1000, 4
+
+
+def row(world: World, name: str) -> Subscription:
+    return Subscription.objects.get(pk=world.lanes[name].id)
+
+
+@pytest.mark.fault(
+    "receiver flapping: four failures, one success, again and again", "never trips"
+)
+def test_four_failures_and_a_success_never_trip(world: World, measured: Row) -> None:
+    world.configure(**NO_QUICK)
+    site = world.receivers.site(in_turn([500] * 4 + [200]))
+    world.subscribe(site, ["flap"], name="flapping")
+    world.installation.standard()
+    world.ledger.publish_many(["flap"] * 20)
+    world.wait_until_settled()
+    found = check_invariants(world)
+    assert world.statuses() == {"succeeded": 20}
+    assert len(world.receivers.requests) == 100
+    assert world.signals() == []
+    assert row(world, "flapping").consecutive_failures == 0
+    measured.add(requests=found.requests, failures=80, trips=0)
+
+
+@pytest.mark.fault(
+    "receiver that fails five times in a row", "trips once, with one signal, and is left alone"
+)
+def test_five_failures_trip_once_with_one_signal(world: World, measured: Row) -> None:
+    world.configure(**NO_QUICK)
+    site = world.receivers.site(always(500))
+    world.subscribe(site, ["dead"], name="dead")
+    world.installation.standard()
+    world.ledger.publish_many(["dead"] * 20)
+    eventually(lambda: row(world, "dead").state == "tripped", "the trip")
+    world.wait_until_settled()
+    found = check_invariants(world)
+    # The first claim has ten in flight; all that were under way at the trip are known by then.
+    assert 5 <= len(world.receivers.requests) <= 14
+    assert world.signals() == [("tripped", world.lanes["dead"].id)]
+    assert world.statuses() == {"held": 20}
+    measured.add(requests=found.requests, trips=1, signals=len(world.signals()), held=20)
+
+
+@pytest.mark.fault(
+    "50 failures of one subscription at the same moment; then 50 more that come after a reset",
+    "counted exactly; the late ones change nothing",
+)
+def test_fifty_failures_at_once_are_counted_and_fifty_late_ones_are_not(
+    world: World, measured: Row
+) -> None:
+    world.configure(
+        quick_retries="", slow_retries="3600", circuit_threshold=AT_ONCE, request_timeout=10
+    )
+    site = world.receivers.site(never)
+    world.subscribe(site, ["crowd"], name="crowd", max_in_flight=2 * AT_ONCE, recovery="manual")
+    world.installation.standard()
+    world.ledger.publish_many(["crowd"] * 2 * AT_ONCE)
+    eventually(lambda: site.in_flight["crowd"] == 2 * AT_ONCE, "a hundred requests in flight")
+    site.let_go(AT_ONCE, 500)
+    eventually(lambda: row(world, "crowd").state == "tripped", "the trip")
+    assert row(world, "crowd").consecutive_failures == AT_ONCE
+
+    circuit.reset([world.lanes["crowd"].id])
+    after_reset = row(world, "crowd")
+    assert (after_reset.state, after_reset.consecutive_failures) == ("active", 0)
+    site.respond = always(200)
+    site.let_go(AT_ONCE, 500)
+    eventually(lambda: world.attempts() >= 2 * AT_ONCE, "the late results")
+    world.wait_until_settled()
+    found = check_invariants(world, replayed=False)
+    now = row(world, "crowd")
+    assert (now.state, now.consecutive_failures, now.last_error) == ("active", 0, "")
+    assert now.last_failure_at == after_reset.last_failure_at
+    assert now.circuit_epoch == after_reset.circuit_epoch
+    assert [word for word, _ in world.signals()] == ["tripped", "reset"]
+    # What was held at the trip went out again; what came late waits for its retry.
+    assert world.statuses() == {"succeeded": AT_ONCE, "pending": AT_ONCE}
+    measured.add(counted=AT_ONCE, trips=1, late=AT_ONCE, failures_after_them=0)
+    assert found.unknown == 0
+
+
+class Racers:
+    """Operators who all change the same subscriptions at once, while these fail and trip."""
+
+    def __init__(self, world: World, sites: list[Site]) -> None:
+        self.world = world
+        self.sites = sites
+        self.done: Counter[str] = Counter()
+        self.unexpected: list[Exception] = []
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._names = [self.subscribe() for _ in range(RACED)]
+
+    def subscribe(self) -> str:
+        name = f"raced-{next(self._numbers)}"
+        self.world.subscribe(self.sites[0], ["race"], name=name, recovery="manual")
+        return name
+
+    def race(self, seed: int) -> None:
+        chance = random.Random(seed)
+        steps = [self.edit, self.re_point, self.pause, self.reset, self.reset, self.publish]
+        try:
+            for n in range(RACES // RACERS):
+                step = self.replace if n % 25 == 24 else chance.choice(steps)
+                try:
+                    step(chance)
+                except Exception as error:
+                    self.unexpected.append(error)
+                    connection.close()
+                with self._lock:
+                    self.done[step.__name__] += 1
+        finally:
+            connection.close()
+
+    def _pick(self, chance: random.Random) -> Lane:
+        with self._lock:
+            return self.world.lanes[chance.choice(self._names)]
+
+    def edit(self, chance: random.Random) -> None:
+        self._save(self._pick(chance), max_in_flight=chance.randint(1, 20))
+
+    def re_point(self, chance: random.Random) -> None:
+        lane = self._pick(chance)
+        # A path of its own each time: the same URL again would be no change.
+        url = f"{chance.choice(self.sites).url}{next(self._numbers)}"
+        if self._save(lane, url=url):
+            self._bump(lane)
+
+    def pause(self, chance: random.Random) -> None:
+        circuit.pause([self._pick(chance).id])
+
+    def reset(self, chance: random.Random) -> None:
+        lane = self._pick(chance)
+        if circuit.reset([lane.id], discard_held=chance.random() < 0.2):
+            self._bump(lane)
+
+    def publish(self, chance: random.Random) -> None:
+        if self.world.ledger.publish("race") is None:
+            raise self.world.ledger.refused[-1].error
+
+    def replace(self, chance: random.Random) -> None:
+        """Delete a subscription, and make another."""
+        new = self.subscribe()
+        with self._lock:
+            old = self._names.pop(chance.randrange(len(self._names)))
+            self._names.append(new)
+        Subscription.objects.get(pk=self.world.lanes[old].id).delete()
+
+    def _save(self, lane: Lane, **changes: object) -> bool:
+        subscription = Subscription.objects.filter(pk=lane.id).first()
+        if subscription is None:
+            return False
+        for name, value in changes.items():
+            setattr(subscription, name, value)
+        try:
+            subscription.save()
+        except DatabaseError:
+            if Subscription.objects.filter(pk=lane.id).exists():
+                raise
+            return False  # deleted between the two
+        return True
+
+    def _bump(self, lane: Lane) -> None:
+        with self._lock:
+            lane.bumped += 1
+
+
+def deadlocks() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        return int(cursor.fetchone()[0])
+
+
+@pytest.mark.fault(
+    f"trip, edit, pause, delete, reset and publish racing {RACES} times in {RACERS} threads",
+    "always one of three states, no deadlock, every trip has its signal",
+)
+def test_everything_at_once_leaves_every_circuit_in_one_of_three_states(
+    world: World, measured: Row
+) -> None:
+    world.configure(circuit_threshold=2, quick_retries="", slow_retries="0.05,0.05,0.05,0.05")
+    chance = random.Random(7)
+    sites = [
+        world.receivers.site(lambda _: Answer(chance.choice((200, 500, 500)))) for _ in range(2)
+    ]
+    racers = Racers(world, sites)
+    world.installation.standard()
+    before = deadlocks()
+    threads = [threading.Thread(target=racers.race, args=[seed]) for seed in range(RACERS)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(PATIENCE)
+    assert racers.unexpected == []
+    for site in sites:
+        site.respond = always(200)
+    world.wait_until_settled()
+    existing = list(Subscription.objects.all())
+    assert {one.state for one in existing} <= {"active", "paused", "tripped"}
+    # A reset by hand is in the count of epochs once, by its signal if it ended a trip.
+    signals = Counter(world.signals())
+    for one in existing:
+        world.lanes[one.name].bumped -= signals["reset", one.pk]
+    found = check_invariants(world, replayed=False, may_miss=frozenset(world.lanes))
+    circuit.reset([one.pk for one in existing])
+    world.wait_until_settled()
+    assert world.statuses().keys() <= {"succeeded", "failed", "discarded"}
+    assert deadlocks() == before
+    trips = sum(count for (word, _), count in signals.items() if word == "tripped")
+    assert trips > 10, "too few trips for a race"
+    measured.add(**racers.done, trips=trips, deadlocks=0, requests=found.requests)
