@@ -45,8 +45,10 @@ class RedisAddress:
         if not self.sentinels:
             plain: redis.Redis = redis.Redis.from_url(self.url, **options)
             return plain
-        sentinel = Sentinel(list(self.sentinels), sentinel_kwargs=options)
-        master: redis.Redis = sentinel.master_for(
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            list(self.sentinels), sentinel_kwargs=options
+        )
+        master: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
             self.service, db=self.db, username=self.username, password=self.password, **options
         )
         return master

@@ -99,8 +99,11 @@ if engines.embedded_database():
 else:
     try:
         DATABASES = {"default": dict(dj_database_url.config(env="DATABASE_URL"))}
-    except ValueError as error:
-        raise ImproperlyConfigured(f"DATABASE_URL cannot be read: {error}") from None
+    except ValueError:
+        raise ImproperlyConfigured(
+            "DATABASE_URL cannot be read; it must be like "
+            "postgresql://user:password@host:5432/name, with special characters percent-encoded."
+        ) from None
     if DATABASES["default"].get("ENGINE") != "django.db.backends.postgresql":
         raise ImproperlyConfigured(
             "DATABASE_URL must be a postgresql:// address: PostgreSQL is the queue of record."
