@@ -189,6 +189,15 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait until `condition` holds. Raises BenchmarkError if that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.05)
+
+
 def wait_for_growth(growing: Growing, wanted: int, check: Callable[[], None]) -> None:
     """Return when `wanted` lines are there, or none has come for `QUIET_SECONDS`.
 

@@ -104,13 +104,16 @@ class Phase:
         self.load_before = os.getloadavg()[0]
         self.cpu_before = bench.cpu()
 
-    def tell(self, publisher: Child, **plan: Any) -> Path:
-        """Have something published (see `publisher.publish`); returns its ledger."""
+    def tell(self, publisher: Child, *, counted: bool = True, **plan: Any) -> None:
+        """Have something published; see `publisher.publish`. Its answer is still to be taken.
+
+        What does not count is for another receiver.
+        """
         ledger = self._bench.path("ledger")
         ledger.touch()
-        self._ledgers.append(ledger)
+        if counted:
+            self._ledgers.append(ledger)
         publisher.tell(do="publish", ledger=str(ledger), **plan)
-        return ledger
 
     def publish(self, publisher: Child, **plan: Any) -> dict[str, float]:
         """The same, and wait until the last call has returned."""

@@ -65,7 +65,7 @@ def backlog(
         receiver, publisher = _subscribed(bench, subscriptions, SHARED)
         phase = Phase(bench, receiver)
         said = phase.publish(
-            publisher, **_to_all(subscriptions), events=deliveries // subscriptions, batch=100
+            publisher, **to_all(subscriptions), events=deliveries // subscriptions, batch=100
         )
         place.checkpoint()
         bench.start_workers()
@@ -93,9 +93,9 @@ def _one_after_the_other(place: Place, name: str, events: int, subscriptions: in
     with trial(place) as bench:
         receiver, publisher = _subscribed(bench, subscriptions, SHARED)
         bench.start_workers()
-        _warm_up(bench, receiver, publisher, **_to_all(subscriptions))
+        warm_up(bench, receiver, publisher, **to_all(subscriptions))
         return run_phase(
-            bench, name, receiver, publisher, **_to_all(subscriptions), events=events
+            bench, name, receiver, publisher, **to_all(subscriptions), events=events
         )
 
 
@@ -104,15 +104,15 @@ def narrow(place: Place, events: int, in_hundreds: int) -> list[Measured]:
     with trial(place) as bench:
         receiver, publisher = _subscribed(bench, NARROW, OWN)
         bench.start_workers()
-        _warm_up(bench, receiver, publisher, **_to_each(NARROW))
+        warm_up(bench, receiver, publisher, **to_each(NARROW))
         return [
-            run_phase(bench, "narrow", receiver, publisher, **_to_each(NARROW), events=events),
+            run_phase(bench, "narrow", receiver, publisher, **to_each(NARROW), events=events),
             run_phase(
                 bench,
                 "narrow, in hundreds",
                 receiver,
                 publisher,
-                **_to_each(NARROW),
+                **to_each(NARROW),
                 events=in_hundreds,
                 batch=100,
                 seed=1,
@@ -124,17 +124,17 @@ def latency(place: Place, seconds: float, subscriptions: int = 20) -> list[Measu
     """Fifty events a second to healthy receivers: each for one of them, then each for all."""
     with trial(place) as bench:
         receiver, publisher = _subscribed(bench, subscriptions, OWN)
-        _subscribe(publisher, receiver, subscriptions, SHARED, first=subscriptions)
+        subscribe(publisher, receiver, subscriptions, SHARED, first=subscriptions)
         bench.start_workers()
-        to_all = _to_all(subscriptions, first=subscriptions)
-        for targets in (_to_each(subscriptions), to_all):
-            _warm_up(bench, receiver, publisher, **targets)
+        together = to_all(subscriptions, first=subscriptions)
+        for targets in (to_each(subscriptions), together):
+            warm_up(bench, receiver, publisher, **targets)
         steady = {"events": round(STEADY * seconds), "rate": STEADY}
         return [
             run_phase(
-                bench, "latency", receiver, publisher, **_to_each(subscriptions), **steady
+                bench, "latency", receiver, publisher, **to_each(subscriptions), **steady
             ),
-            run_phase(bench, "latency, 20 each", receiver, publisher, **to_all, **steady),
+            run_phase(bench, "latency, 20 each", receiver, publisher, **together, **steady),
         ]
 
 
@@ -163,27 +163,28 @@ def spread(latencies: list[float]) -> dict[str, float]:
 
 def _subscribed(bench: Trial, subscriptions: int, pattern: str) -> tuple[Receiver, Child]:
     receiver, publisher = bench.receiver(), bench.publisher()
-    _subscribe(publisher, receiver, subscriptions, pattern)
+    subscribe(publisher, receiver, subscriptions, pattern)
     return receiver, publisher
 
 
-def _subscribe(
+def subscribe(
     publisher: Child, receiver: Receiver, count: int, pattern: str, first: int = 0
 ) -> None:
+    """Make the subscriptions `first` to `first + count - 1` of this receiver."""
     publisher.ask(do="subscribe", first=first, count=count, ports=receiver.ports, pattern=pattern)
 
 
-def _to_all(count: int, first: int = 0) -> dict[str, Any]:
+def to_all(count: int, first: int = 0) -> dict[str, Any]:
     """Events that go to each of these subscriptions."""
     return {"topic": SHARED_TOPIC, "first": first, "count": count}
 
 
-def _to_each(count: int, first: int = 0) -> dict[str, Any]:
+def to_each(count: int, first: int = 0) -> dict[str, Any]:
     """Events that go to one of these subscriptions each."""
     return {"topic": OWN_TOPIC, "first": first, "count": count}
 
 
-def _warm_up(bench: Trial, receiver: Receiver, publisher: Child, **targets: Any) -> None:
+def warm_up(bench: Trial, receiver: Receiver, publisher: Child, **targets: Any) -> None:
     """What happens once in a process's life is not what is measured: indexes, connections."""
     phase = Phase(bench, receiver)
     phase.publish(publisher, **targets, events=1 if targets["topic"] == SHARED_TOPIC else 50)

@@ -16,7 +16,6 @@ from deliveries.wakeups import FLAG_SECONDS
 from subscriptions.conf import conf
 from tests.faults.invariants import Summary, check_invariants
 from tests.faults.load import percentile
-from tests.faults.receivers import Request
 from tests.faults.report import Row
 from tests.faults.waiting import PATIENCE, eventually, holds_within
 from tests.faults.world import World
@@ -43,12 +42,6 @@ def topics(world: World) -> list[str]:
 def work_a_while(world: World) -> None:
     seen = len(world.receivers.requests)
     assert world.receivers.wait_for(seen + 2 * LANES, PATIENCE), "nothing is delivered any more"
-
-
-def arrivals_with_publishing(world: World) -> Iterator[tuple[Request, float]]:
-    """Each request with the moment at which its event had been published."""
-    returned = {one.id: one.returned for one in world.ledger.accepted}
-    return ((one, returned[one.id]) for one in world.receivers.requests if one.id in returned)
 
 
 def published(world: World, seconds: float, topics: list[str]) -> None:
@@ -103,7 +96,7 @@ def nobody_takes_messages(world: World) -> Iterator[None]:
             "flags too",
             0.0,
             marks=pytest.mark.fault(
-                "FLUSHALL five times under load: waiting wake-ups, flags and all",
+                "FLUSHALL three times under load: waiting wake-ups, flags and all",
                 "everything arrives, nothing twice, after the next sweep",
             ),
         ),
@@ -111,7 +104,7 @@ def nobody_takes_messages(world: World) -> Iterator[None]:
             "messages only",
             float(FLAG_SECONDS),
             marks=pytest.mark.fault(
-                "the broker loses its queues five times under load, and keeps the flags",
+                "the broker loses its queues three times under load, and keeps the flags",
                 "the same, after what a flag lasts (15 s) and a sweep",
             ),
         ),
@@ -121,11 +114,11 @@ def test_lost_wake_ups_cost_time_and_nothing_else(
     world: World, topics: list[str], measured: Row, lost: str, bound: float
 ) -> None:
     bound += conf().sweep_interval
-    gathered = 0
+    gathered, losses = 0, []
     with redis.Redis.from_url(settings.CELERY_BROKER_URL.replace("redis+socket", "unix").replace(
         "virtual_host", "db"
     )) as broker, world.load(RATE, topics):
-        for _ in range(5):
+        for _ in range(3):
             work_a_while(world)
             with nobody_takes_messages(world):
                 gathered += broker.llen(DELIVER)
@@ -133,10 +126,11 @@ def test_lost_wake_ups_cost_time_and_nothing_else(
                     broker.flushall()
                 else:
                     broker.flushdb()
+                losses.append(time.monotonic())
     world.wait_until_settled()
     found = all_arrived(world)
     assert gathered > LANES, "there were no wake-ups to lose"
-    waits = [one.at - published for one, published in arrivals_with_publishing(world)]
+    waits = world.waits_after(losses)
     assert max(waits) <= bound + SLACK
     measured.add(
         events=found.accepted,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -102,21 +101,6 @@ class Killer:
             return cursor.fetchone() is not None
 
 
-def recoveries(world: World, kills: list[float]) -> list[float]:
-    """For each delivery that lived through a kill: the seconds from its last one to its arrival."""
-    published = {one.id: one.began for one in world.ledger.accepted}
-    first: dict[tuple[str, str], float] = {}
-    for one in world.receivers.requests:
-        if one.status == 200:
-            first.setdefault((one.lane, one.id), one.at)
-    found = []
-    for (_, event_id), at in first.items():
-        before = bisect_right(kills, at)
-        if before and published[event_id] < kills[before - 1]:
-            found.append(at - kills[before - 1])
-    return found
-
-
 @pytest.mark.timeout(240)
 @pytest.mark.fault(
     "worker group SIGKILLed at 20 moments under load: 8 at random, 4 each before the connection, "
@@ -151,7 +135,7 @@ def test_workers_killed_at_twenty_moments_lose_nothing(world: World, measured: R
     assert found.undelivered == 0
     assert 0 < found.duplicates <= found.unknown
     bound = conf().lease + conf().sweep_interval
-    each = recoveries(world, killer.moments)
+    each = world.waits_after(killer.moments)
     assert max(each) <= bound + SLACK
     measured.add(
         events=found.accepted,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from bisect import bisect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -134,6 +135,20 @@ class World:
         with connection.cursor() as cursor:
             cursor.execute("SELECT count(*) FROM deliveries_attempt")
             return int(cursor.fetchone()[0])
+
+    def waits_after(self, faults: Sequence[float] = ()) -> list[float]:
+        """For each delivery that arrived, how long that took: since its event was published, or
+        since the last fault before it came, if that was later. Seconds.
+        """
+        published = {one.id: one.returned for one in self.ledger.accepted}
+        first: dict[tuple[str, str], float] = {}
+        for one in self.receivers.requests:
+            if 200 <= one.status < 300 and one.id in published:
+                first.setdefault((one.lane, one.id), one.at)
+        return [
+            at - max([published[event_id], *faults[: bisect(faults, at)][-1:]])
+            for (_, event_id), at in first.items()
+        ]
 
     def signals(self) -> list[tuple[str, UUID]]:
         """The signals that any process of the installation sent: (`tripped` or `reset`, id)."""

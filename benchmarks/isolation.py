@@ -1,0 +1,191 @@
+"""Scenarios that compare with and without: do some receivers slow down the others?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from measuring import percentile, wait_until
+from phase import Measured, Phase
+from place import Place
+from scenarios import OWN, OWN_TOPIC, SHARED, SHARED_TOPIC, STEADY, subscribe, warm_up
+from trial import trial
+
+OTHERS = 100
+# Nine events for the busy subscription on each one for the others.
+BUSY_RATE = 9 * STEADY
+BUSY_BATCH = 45
+
+HEALTHY, SILENT = 90, 10
+SLOW_TOPIC = "slow.created"
+
+DELAY = 0.05
+LANES_A_WORKER = 4
+
+
+def skewed(place: Place, seconds: float, rounds: int) -> Measured:
+    """One subscription gets 90 % of the traffic, 100 others the rest.
+
+    Its events come 45 at a time from an application of their own, the others' one by one, fifty
+    a second. By turns without and with the busy one, so that the machine's moods hit both.
+    """
+    with trial(place) as bench:
+        receiver = bench.receiver()
+        publisher, busy = bench.publisher(), bench.publisher("busy publisher")
+        subscribe(publisher, receiver, OTHERS + 1, OWN)
+        bench.start_workers()
+        others = {"topic": OWN_TOPIC, "first": 1, "count": OTHERS}
+        warm_up(bench, receiver, publisher, **others)
+        warm_up(bench, receiver, busy, topic=OWN_TOPIC, first=0, count=1)
+        steady = {"events": round(STEADY * seconds / rounds), "rate": STEADY}
+        flood = {"events": round(BUSY_RATE * seconds / rounds), "rate": BUSY_RATE}
+        phases: dict[bool, list[Measured]] = {False: [], True: []}
+        waits: dict[bool, list[float]] = {False: [], True: []}
+        for turn in range(2 * rounds):
+            with_busy = bool(turn % 2)
+            phase = Phase(bench, receiver)
+            if with_busy:
+                phase.tell(
+                    busy, topic=OWN_TOPIC, first=0, count=1, batch=BUSY_BATCH, seed=turn, **flood
+                )
+            phase.publish(publisher, seed=turn, **others, **steady)
+            if with_busy:
+                busy.answer()
+            phases[with_busy].append(phase.measured("skewed"))
+            waits[with_busy] += phase.latencies(range(1, OTHERS + 1))
+        return replace(
+            merged(phases[True]),
+            figures={
+                "others_p99_without": percentile(waits[False], 99),
+                "others_p99_with": percentile(waits[True], 99),
+                "others_p50_without": percentile(waits[False], 50),
+                "others_p50_with": percentile(waits[True], 50),
+                "missing_without": merged(phases[False]).missing,
+            },
+        )
+
+
+def slow(place: Place, events: int, seconds: float) -> Measured:
+    """Ten receivers of a hundred take requests and never answer.
+
+    First without, then with: how fast the healthy ones are served by events that go to all of
+    them, one after the other; and how long one waits under a steady load. The silent ones get a
+    tenth of the deliveries. They are let time out before the measurement with them begins, so
+    that their retries are under way.
+    """
+    with trial(place) as bench:
+        receiver = bench.receiver()
+        silent = bench.receiver("silent receiver", silent=True)
+        publisher, other = bench.publisher(), bench.publisher("slow publisher")
+        subscribe(publisher, receiver, HEALTHY, SHARED)
+        subscribe(publisher, receiver, HEALTHY, OWN, first=HEALTHY)
+        subscribe(publisher, silent, SILENT, "slow.*", first=2 * HEALTHY)
+        bench.start_workers()
+        to_all = {"topic": SHARED_TOPIC, "first": 0, "count": HEALTHY}
+        to_one = {"topic": OWN_TOPIC, "first": HEALTHY, "count": HEALTHY}
+        to_silent = {"topic": SLOW_TOPIC, "first": 2 * HEALTHY, "count": SILENT}
+        for targets in (to_all, to_one):
+            warm_up(bench, receiver, publisher, **targets)
+        stuck = 0
+
+        def rate(name: str) -> Measured:
+            nonlocal stuck
+            phase = Phase(bench, receiver)
+            if stuck:
+                phase.tell(other, counted=False, **to_silent, events=events, rate=STEADY)
+                stuck += SILENT * events
+            phase.publish(publisher, **to_all, events=events)
+            found = phase.measured(name, pending=stuck)
+            if stuck:
+                other.answer()
+            return found
+
+        def wait(name: str) -> tuple[Measured, list[float]]:
+            nonlocal stuck
+            phase = Phase(bench, receiver)
+            if stuck:
+                # A tenth of the deliveries: each of these goes to ten.
+                share = {"events": round(STEADY * seconds / 100), "rate": STEADY / 100}
+                phase.tell(other, counted=False, **to_silent, **share)
+                stuck += SILENT * int(share["events"])
+            phase.publish(publisher, **to_one, events=round(STEADY * seconds), rate=STEADY)
+            found = phase.measured(name, pending=stuck)
+            if stuck:
+                other.answer()
+            return found, phase.latencies()
+
+        rate_without = rate("slow")
+        wait_without, waits_without = wait("slow")
+        Phase(bench, receiver).publish(other, **to_silent, events=SILENT)
+        stuck = SILENT * SILENT
+        wait_until(lambda: _timeouts(place) >= SILENT, 60, "the silent receivers time out")
+        rate_with = rate("slow")
+        wait_with, waits_with = wait("slow")
+        return replace(
+            merged([rate_with, wait_with]),
+            rate=rate_with.rate,
+            figures={
+                "rate_without": rate_without.rate,
+                "rate_with": rate_with.rate,
+                "healthy_p99_without": percentile(waits_without, 99),
+                "healthy_p99_with": percentile(waits_with, 99),
+                "missing_without": rate_without.missing + wait_without.missing,
+                "requests_to_silent": float(silent.arrived.count()),
+            },
+        )
+
+
+def _timeouts(place: Place) -> int:
+    with place.connect() as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM deliveries_attempt WHERE outcome = 'timeout'"
+        ).fetchone()
+        return int(row[0]) if row else 0
+
+
+def scale_out(place: Place, seconds: float) -> list[Measured]:
+    """One, two and four workers, with as many times the subscriptions; last, one with them all.
+
+    A receiver answers after 50 ms, and each subscription has ten requests in flight at most, so
+    what bounds the rate is waiting, not the processor. The rate is taken from the middle of the
+    backlog: while it is drained, not while the first or the last subscriptions are alone.
+    """
+    found = []
+    for workers, share in ((1, 1), (2, 2), (4, 4), (1, 4)):
+        with trial(place) as bench:
+            receiver, publisher = bench.receiver(delay=DELAY), bench.publisher()
+            lanes = LANES_A_WORKER * share
+            subscribe(publisher, receiver, lanes, SHARED)
+            phase = Phase(bench, receiver)
+            events = round(10 / DELAY * seconds)
+            phase.publish(
+                publisher, topic=SHARED_TOPIC, first=0, count=lanes, events=events, batch=100
+            )
+            bench.start_workers(workers)
+            phase.wait(1)
+            phase.cpu_before = bench.cpu()
+            name = f"scale out, {workers}" + (" with all" if workers < share else "")
+            measured = phase.measured(name, from_first_arrival=True)
+            found.append(replace(measured, rate=_rate_of_the_middle(phase.lines())))
+    return found
+
+
+def _rate_of_the_middle(log: str) -> float:
+    times = sorted(float(line.split(" ", 1)[0]) for line in log.splitlines())
+    first, last = len(times) // 10, len(times) * 8 // 10
+    return (last - first) / (times[last] - times[first]) if last > first else 0.0
+
+
+def merged(parts: list[Measured]) -> Measured:
+    """Several phases as one; the rate is that of all, over the sum of their times."""
+    total: dict[str, Any] = {
+        name: sum(getattr(part, name) for part in parts)
+        for name in ("deliveries", "seconds", "missing", "duplicates", "unexpected", "recorded")
+    }
+    programs = dict.fromkeys(name for part in parts for name in part.cpu)
+    return replace(
+        parts[0],
+        **total,
+        rate=total["deliveries"] / total["seconds"] if total["seconds"] else 0.0,
+        cpu={name: sum(part.cpu.get(name, 0.0) for part in parts) for name in programs},
+    )
