@@ -161,9 +161,10 @@ class Circuit(RuleBasedStateMachine):
     @precondition(lambda self: self.model.state == "tripped")
     @rule(age=ages)
     def probe_succeeds(self, age: int) -> None:
-        if not age:
+        epoch = self.model.epoch - age
+        if epoch == self.model.epoch:
             self.model.reset()
-        circuit.reset([self.row.pk], epoch=self.model.epoch - age - (0 if age else 1))
+        circuit.reset([self.row.pk], epoch=epoch)
 
     @invariant()
     def the_row_is_what_the_model_says(self) -> None:

@@ -62,8 +62,8 @@ def test_matching_agrees_with_a_slow_oracle(wanted: list[str], asked: list[str])
 
 
 @FIXED
-@given(patterns, st.randoms(use_true_random=False))
-def test_a_pattern_matches_a_topic_that_was_made_from_it(pattern: str, random: object) -> None:
+@given(patterns)
+def test_a_pattern_matches_a_topic_that_was_made_from_it(pattern: str) -> None:
     """The oracle above is not empty: every pattern has topics, and longer ones only with `>`."""
     topic = pattern.replace("*", "x").replace(">", "x.y.z")
     assert oracle(pattern, topic)
@@ -153,7 +153,7 @@ def test_probes_never_come_faster_nor_later_than_the_limit(
 stamps = st.datetimes(timezones=st.just(UTC))
 dates = st.one_of(
     stamps.map(email.utils.format_datetime),
-    stamps.filter(lambda one: one.year >= 1000).map(lambda one: one.strftime("%a %b %d %H:%M:%S %Y")),
+    stamps.map(lambda one: f"{one:%a %b %d %H:%M:%S} {one.year:04}"),
     st.builds(
         "{}, {} {} {} {}:{}:{} {}".format,
         st.sampled_from(["Mon", "Fri", "", "\xb2"]),
