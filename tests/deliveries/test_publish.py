@@ -248,7 +248,6 @@ def test_a_broker_that_is_away_costs_less_than_a_second_and_one_warning(
     settings.REDIS_URL = f"redis://127.0.0.1:{port}/0"
     wakeups.flags.cache_clear()
     monkeypatch.setattr(app.conf, "broker_url", settings.REDIS_URL)
-    monkeypatch.setattr(app.conf, "broker_write_url", settings.REDIS_URL)
     app.amqp._producer_pool = None
     app._pool = None
     monkeypatch.setattr(wakeups, "flags_outage", wakeups.Outage("flags"))
