@@ -10,7 +10,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo up test lint types format bench-compare clean venv
+.PHONY: help demo up test test-faults lint types format bench-compare clean venv
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +23,9 @@ up: venv ## Start database, broker, web, workers and beat; Ctrl-C ends them. ARG
 
 test: venv ## Run all tests. ARGS="-k circuit" picks some
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-faults: venv ## Break every part for real and write docs/reliability.md. ARGS="-k broker" picks some
+	@$(BIN)/python -m pytest --ds=tests.faults.settings tests/faults --report docs/reliability.md $(ARGS)
 
 lint: venv ## Check style and formatting
 	@$(BIN)/ruff check --quiet .

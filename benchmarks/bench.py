@@ -1,33 +1,176 @@
 """Measure this project: `make bench`, or `make bench-quick` for a glance.
 
-    python benchmarks/bench.py [--quick] [--only NAME …]
+    python benchmarks/bench.py [--quick] [--only NAME …] [--directory DIR]
+
+A whole run writes docs/performance.md; a quick one, or one of some scenarios, only prints. Exit
+status 1 if a delivery was missing, came twice or was not recorded, or if something did not run.
+A demand that is not met is said in the tables; it does not fail the run, because it may be the
+machine's fault.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import signal
 import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import isolation
+import limit
+import reference
+import report
 import scenarios
-from place import CHECKOUT, open_place
+from machine import Machine
+from measuring import BenchmarkError
+from phase import Measured
+from place import CHECKOUT, Place, open_place
+from scenarios import FULL, QUICK, Sizes
+from targets import Results
+
+from webhooks_project.engines import EngineError
+
+SUBSCRIPTIONS = 20
+# What this project has in flight to them: ten for each.
+WIDTH = 10 * SUBSCRIPTIONS
+
+
+class Run:
+    """Fills `results`, scenario by scenario."""
+
+    def __init__(self, place: Place, results: Results, sizes: Sizes) -> None:
+        self._place = place
+        self._results = results
+        self._sizes = sizes
+
+    def scenarios(self) -> dict[str, Callable[[], None]]:
+        """By name, in the order in which they are run; a quick run leaves out the last ones."""
+        quick: dict[str, Callable[[], None]] = {
+            "backlog": self._backlog,
+            "wide": self._wide,
+            "live": self._live,
+            "narrow": self._narrow,
+            "latency": self._latency,
+        }
+        if self._results.quick:
+            return quick
+        return quick | {
+            "skewed": self._skewed,
+            "slow": self._slow,
+            "scale-out": self._scale_out,
+        }
+
+    def _backlog(self) -> None:
+        def measure_limit() -> None:
+            self._results.limit = limit.measure(self._place, SUBSCRIPTIONS, WIDTH)
+
+        self._add(
+            scenarios.backlog(self._place, self._sizes.backlog, SUBSCRIPTIONS, after=measure_limit)
+        )
+        self._compare(reference.backlog(self._place, self._sizes.reference, SUBSCRIPTIONS))
+
+    def _wide(self) -> None:
+        self._add(scenarios.wide(self._place, self._sizes.wide_events))
+        self._compare_live("wide", 1, self._sizes.reference // 2)
+
+    def _live(self) -> None:
+        self._add(scenarios.live(self._place, self._sizes.live_events, SUBSCRIPTIONS))
+        self._compare_live("live", self._sizes.reference // 2 // SUBSCRIPTIONS, SUBSCRIPTIONS)
+
+    def _narrow(self) -> None:
+        sizes = self._sizes
+        self._add(*scenarios.narrow(self._place, sizes.narrow_events, sizes.narrow_in_hundreds))
+        self._compare_live("narrow", self._sizes.reference // 4, 1)
+
+    def _latency(self) -> None:
+        self._add(*scenarios.latency(self._place, self._sizes.steady_seconds, SUBSCRIPTIONS))
+
+    def _skewed(self) -> None:
+        self._add(isolation.skewed(self._place, self._sizes.steady_seconds, rounds=3))
+
+    def _slow(self) -> None:
+        events = self._sizes.live_events // 5
+        self._add(isolation.slow(self._place, events, self._sizes.steady_seconds))
+
+    def _scale_out(self) -> None:
+        self._add(*isolation.scale_out(self._place, self._sizes.scale_seconds))
+
+    def _compare_live(self, scenario: str, events: int, subscriptions: int) -> None:
+        self._compare(reference.published_live(self._place, scenario, events, subscriptions))
+
+    def _add(self, *measured: Measured) -> None:
+        for one in measured:
+            self._results.ours[one.scenario] = one
+            say(f"  {one.scenario}: {one.rate:,.0f} a second")
+
+    def _compare(self, measured: Measured) -> None:
+        self._results.reference[measured.scenario] = measured
+        say(f"  {measured.side}: {measured.rate:,.0f} a second")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def measure(options: argparse.Namespace) -> Results:
+    results = Results(
+        machine=Machine.this(),
+        when=datetime.now(UTC).isoformat(timespec="minutes"),
+        quick=options.quick,
+    )
+    began = time.monotonic()
+    with open_place(options.directory.resolve()) as place:
+        for name, run in Run(place, results, QUICK if options.quick else FULL).scenarios().items():
+            if not options.only or name in options.only:
+                say(f"{name} …")
+                run()
+    results.seconds = time.monotonic() - began
+    return results
+
+
+def show(results: Results) -> str:
+    tables = [report.scenarios(results), report.others(results), report.processor(results)]
+    return "\n\n".join([str(results.machine), *tables, report.waits(results)])
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="less of everything; two minutes")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these scenarios alone")
+    parser.add_argument("--json", action="store_true", help="print figures for programs")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=CHECKOUT / ".local" / "bench",
+        help="where engines and logs are (%(default)s)",
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = _options()
+    # So that the blocks that end workers and engines run for `kill` as they do for Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        results = measure(options)
+    except (BenchmarkError, EngineError) as error:
+        say(str(error))
+        return 1
+    if options.json:
+        print(json.dumps(dataclasses.asdict(results), indent=1, ensure_ascii=False))
+    else:
+        print(f"\n{show(results)}\n\nIn {results.seconds:.0f} s.")
+    if not results.exact:
+        say("FAILED: deliveries are missing, came twice, or are not recorded.")
+        return 1
+    return 0
+
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    names = sys.argv[1:]
-    q = scenarios.QUICK
-    with open_place(CHECKOUT / ".local" / "bench-h8") as place:
-        for name in names:
-            r = {
-                "backlog": lambda: scenarios.backlog(place, q.backlog),
-                "wide": lambda: scenarios.wide(place, q.wide_events),
-                "live": lambda: scenarios.live(place, q.live_events),
-                "narrow": lambda: scenarios.narrow(place, q.narrow_events, q.narrow_in_hundreds),
-                "latency": lambda: scenarios.latency(place, q.steady_seconds),
-            }[name]()
-            for m in r if isinstance(r, list) else [r]:
-                print(m)
-                print({k: round(v/m.deliveries*1e6) for k, v in m.cpu.items()})
+    sys.exit(main())

@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import reference
 import scenarios
-from measuring import BenchmarkError, Machine
+from machine import Machine
+from measuring import BenchmarkError
 from phase import Measured
 from place import CHECKOUT, open_place
 

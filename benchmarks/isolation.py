@@ -17,7 +17,6 @@ BUSY_RATE = 9 * STEADY
 BUSY_BATCH = 45
 
 HEALTHY, SILENT = 90, 10
-SLOW_TOPIC = "slow.created"
 
 DELAY = 0.05
 LANES_A_WORKER = 4
@@ -77,50 +76,42 @@ def slow(place: Place, events: int, seconds: float) -> Measured:
         receiver = bench.receiver()
         silent = bench.receiver("silent receiver", silent=True)
         publisher, other = bench.publisher(), bench.publisher("slow publisher")
-        subscribe(publisher, receiver, HEALTHY, SHARED)
+        subscribe(publisher, receiver, HEALTHY, "*.created")
         subscribe(publisher, receiver, HEALTHY, OWN, first=HEALTHY)
-        subscribe(publisher, silent, SILENT, "slow.*", first=2 * HEALTHY)
+        subscribe(publisher, silent, SILENT, "all.*", "silent.*", first=2 * HEALTHY)
         bench.start_workers()
-        to_all = {"topic": SHARED_TOPIC, "first": 0, "count": HEALTHY}
-        to_one = {"topic": OWN_TOPIC, "first": HEALTHY, "count": HEALTHY}
-        to_silent = {"topic": SLOW_TOPIC, "first": 2 * HEALTHY, "count": SILENT}
-        for targets in (to_all, to_one):
+        healthy = {"topic": SHARED_TOPIC, "first": 0, "count": HEALTHY}
+        # The same and the silent ones, of which no arrival is expected.
+        everybody = healthy | {"topic": "all.created"}
+        one = {"topic": OWN_TOPIC, "first": HEALTHY, "count": HEALTHY}
+        only_silent = {"topic": "silent.created", "first": 2 * HEALTHY, "count": SILENT}
+        for targets in (healthy, one):
             warm_up(bench, receiver, publisher, **targets)
-        stuck = 0
+        steady = {"events": round(STEADY * seconds), "rate": STEADY}
+        # Each goes to ten: a tenth of what the healthy ones get.
+        beside = {"events": max(1, round(STEADY * seconds / 100)), "rate": STEADY / 100}
 
-        def rate(name: str) -> Measured:
-            nonlocal stuck
-            phase = Phase(bench, receiver)
-            if stuck:
-                phase.tell(other, counted=False, **to_silent, events=events, rate=STEADY)
-                stuck += SILENT * events
-            phase.publish(publisher, **to_all, events=events)
-            found = phase.measured(name, pending=stuck)
-            if stuck:
-                other.answer()
-            return found
+        phase = Phase(bench, receiver)
+        phase.publish(publisher, **healthy, events=events)
+        rate_without = phase.measured("slow")
+        phase = Phase(bench, receiver)
+        phase.publish(publisher, **one, **steady)
+        wait_without, waits_without = phase.measured("slow"), phase.latencies()
 
-        def wait(name: str) -> tuple[Measured, list[float]]:
-            nonlocal stuck
-            phase = Phase(bench, receiver)
-            if stuck:
-                # A tenth of the deliveries: each of these goes to ten.
-                share = {"events": round(STEADY * seconds / 100), "rate": STEADY / 100}
-                phase.tell(other, counted=False, **to_silent, **share)
-                stuck += SILENT * int(share["events"])
-            phase.publish(publisher, **to_one, events=round(STEADY * seconds), rate=STEADY)
-            found = phase.measured(name, pending=stuck)
-            if stuck:
-                other.answer()
-            return found, phase.latencies()
-
-        rate_without = rate("slow")
-        wait_without, waits_without = wait("slow")
-        Phase(bench, receiver).publish(other, **to_silent, events=SILENT)
-        stuck = SILENT * SILENT
+        Phase(bench, receiver).publish(other, **only_silent, events=SILENT)
+        pending = SILENT * SILENT
         wait_until(lambda: _timeouts(place) >= SILENT, 60, "the silent receivers time out")
-        rate_with = rate("slow")
-        wait_with, waits_with = wait("slow")
+
+        phase = Phase(bench, receiver)
+        phase.publish(publisher, **everybody, events=events)
+        pending += SILENT * events
+        rate_with = phase.measured("slow", pending=pending)
+        phase = Phase(bench, receiver)
+        phase.tell(other, counted=False, **only_silent, **beside)
+        phase.publish(publisher, **one, **steady)
+        other.answer()
+        pending += SILENT * int(beside["events"])
+        wait_with, waits_with = phase.measured("slow", pending=pending), phase.latencies()
         return replace(
             merged([rate_with, wait_with]),
             rate=rate_with.rate,

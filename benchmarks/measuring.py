@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import platform
 import subprocess
 import time
 from collections import Counter
@@ -153,40 +151,6 @@ def run(
 
 def tail(log: Path, lines: int = 15) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-
-
-@dataclass(frozen=True)
-class Machine:
-    cores: int
-    processor: str
-    system: str
-    python: str
-
-    @classmethod
-    def this(cls) -> Machine:
-        return cls(
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cores(),
-            processor=_processor(),
-            system=f"{platform.system()} {platform.release()}",
-            python=platform.python_version(),
-        )
-
-    def __str__(self) -> str:
-        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
-        return f"{cores}, {self.processor}, {self.system}, Python {self.python}"
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:

@@ -25,18 +25,18 @@ import django
 
 django.setup()
 
-from measuring import percentile
+from measuring import percentile  # noqa: E402
 
-from deliveries import NewEvent, publish_many
-from deliveries import publish as publish_one
-from subscriptions import crypto, signing_secrets
-from subscriptions.models import SigningSecret, Subscription
+from deliveries import NewEvent, publish_many  # noqa: E402
+from deliveries import publish as publish_one  # noqa: E402
+from subscriptions import crypto, signing_secrets  # noqa: E402
+from subscriptions.models import SigningSecret, Subscription  # noqa: E402
 
 IN_A_STATEMENT = 5000
 
 
 def subscribe(
-    first: int, count: int, ports: Sequence[int], pattern: str, max_in_flight: int = 10
+    first: int, count: int, ports: Sequence[int], patterns: Sequence[str]
 ) -> dict[str, Any]:
     """Make the subscriptions `first` to `first + count - 1`, in bulk."""
     for start in range(first, first + count, IN_A_STATEMENT):
@@ -45,8 +45,7 @@ def subscribe(
             Subscription(
                 name=f"receiver {n}",
                 url=f"http://127.0.0.1:{ports[n % len(ports)]}/{n}",
-                topic_patterns=[pattern.format(n=n)],
-                max_in_flight=max_in_flight,
+                topic_patterns=[pattern.format(n=n) for pattern in patterns],
             )
             for n in numbers
         )

@@ -103,9 +103,7 @@ def _measure(
                 deliveries = events * subscriptions
                 wait_for_growth(receiver.arrived, warm + deliveries, check)
                 recorded = deliveries - _unfinished(place)
-                cpu = {
-                    program: cpu_seconds(pid) - before[program] for program, pid in pids.items()
-                }
+                cpu = {program: cpu_seconds(pid) - before[program] for program, pid in pids.items()}
             # What the worker still sent on its way out is in the log by now.
             lines = receiver.log.read_text()[offset:]
             wanted = {

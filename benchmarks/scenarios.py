@@ -34,6 +34,9 @@ class Sizes:
     narrow_events: int
     narrow_in_hundreds: int
     steady_seconds: float
+    scale_seconds: float
+    reference: int
+    """Deliveries of the reference package's backlog; its other scenarios have less."""
 
 
 FULL = Sizes(
@@ -43,6 +46,8 @@ FULL = Sizes(
     narrow_events=4000,
     narrow_in_hundreds=20_000,
     steady_seconds=20.0,
+    scale_seconds=5.0,
+    reference=2000,
 )
 QUICK = Sizes(
     backlog=20_000,
@@ -51,6 +56,8 @@ QUICK = Sizes(
     narrow_events=600,
     narrow_in_hundreds=4000,
     steady_seconds=4.0,
+    scale_seconds=2.0,
+    reference=400,
 )
 
 
@@ -94,9 +101,7 @@ def _one_after_the_other(place: Place, name: str, events: int, subscriptions: in
         receiver, publisher = _subscribed(bench, subscriptions, SHARED)
         bench.start_workers()
         warm_up(bench, receiver, publisher, **to_all(subscriptions))
-        return run_phase(
-            bench, name, receiver, publisher, **to_all(subscriptions), events=events
-        )
+        return run_phase(bench, name, receiver, publisher, **to_all(subscriptions), events=events)
 
 
 def narrow(place: Place, events: int, in_hundreds: int) -> list[Measured]:
@@ -131,9 +136,7 @@ def latency(place: Place, seconds: float, subscriptions: int = 20) -> list[Measu
             warm_up(bench, receiver, publisher, **targets)
         steady = {"events": round(STEADY * seconds), "rate": STEADY}
         return [
-            run_phase(
-                bench, "latency", receiver, publisher, **to_each(subscriptions), **steady
-            ),
+            run_phase(bench, "latency", receiver, publisher, **to_each(subscriptions), **steady),
             run_phase(bench, "latency, 20 each", receiver, publisher, **together, **steady),
         ]
 
@@ -145,9 +148,7 @@ def run_phase(
     phase = Phase(bench, receiver)
     said = phase.publish(publisher, **plan)
     found = phase.measured(name)
-    found.figures.update(
-        {key: value for key, value in said.items() if key.startswith("publish")}
-    )
+    found.figures.update({key: value for key, value in said.items() if key.startswith("publish")})
     found.figures["publishing_seconds"] = said["ended"] - said["began"]
     found.figures.update(spread(phase.latencies()))
     return found
@@ -168,10 +169,10 @@ def _subscribed(bench: Trial, subscriptions: int, pattern: str) -> tuple[Receive
 
 
 def subscribe(
-    publisher: Child, receiver: Receiver, count: int, pattern: str, first: int = 0
+    publisher: Child, receiver: Receiver, count: int, *patterns: str, first: int = 0
 ) -> None:
     """Make the subscriptions `first` to `first + count - 1` of this receiver."""
-    publisher.ask(do="subscribe", first=first, count=count, ports=receiver.ports, pattern=pattern)
+    publisher.ask(do="subscribe", first=first, count=count, ports=receiver.ports, patterns=patterns)
 
 
 def to_all(count: int, first: int = 0) -> dict[str, Any]:

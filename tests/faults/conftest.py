@@ -135,9 +135,7 @@ def world(
     installation = Installation(tmp_path)
     monkeypatch.setenv(recorder.FILE_VARIABLE, str(installation.signals))
     with Receivers() as receivers:
-        made = World(
-            installation, Engine(cluster, POSTGRESQL), Engine(cluster, VALKEY), receivers
-        )
+        made = World(installation, Engine(cluster, POSTGRESQL), Engine(cluster, VALKEY), receivers)
         made.configure()
         request.node.stash[WORLD] = made
         yield made

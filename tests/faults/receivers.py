@@ -136,6 +136,30 @@ class _Connection(Connection):
         super()._write(answer, keep_alive)
 
 
+class _Drip(asyncio.Protocol):
+    """Answers whatever comes with a header that never ends."""
+
+    _transport: asyncio.Transport
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._timer is None:
+            self._transport.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+            self._drip()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _drip(self) -> None:
+        self._transport.write(b".")
+        self._timer = asyncio.get_running_loop().call_later(1.0, self._drip)
+
+
 class Receivers:
     """All sites of a test, and the log of what came to them; a context manager."""
 
@@ -199,6 +223,15 @@ class Receivers:
         listener.listen(backlog)
         host, port = listener.getsockname()
         return f"http://{host}:{port}/"
+
+    def dripping(self) -> str:
+        """The URL of a receiver that says "200", and from then on one byte a second."""
+        listener = self._bind()
+        serving = self._loop.create_server(lambda: _Drip(), sock=listener, backlog=4096)
+        self._servers.append(
+            asyncio.run_coroutine_threadsafe(serving, self._loop).result(STATE_TIMEOUT)
+        )
+        return "http://{}:{}/".format(*listener.getsockname())
 
     def log(self, request: Request) -> None:
         with self._came:

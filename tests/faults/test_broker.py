@@ -115,9 +115,12 @@ def test_lost_wake_ups_cost_time_and_nothing_else(
 ) -> None:
     bound += conf().sweep_interval
     gathered, losses = 0, []
-    with redis.Redis.from_url(settings.CELERY_BROKER_URL.replace("redis+socket", "unix").replace(
-        "virtual_host", "db"
-    )) as broker, world.load(RATE, topics):
+    with (
+        redis.Redis.from_url(
+            settings.CELERY_BROKER_URL.replace("redis+socket", "unix").replace("virtual_host", "db")
+        ) as broker,
+        world.load(RATE, topics),
+    ):
         for _ in range(3):
             work_a_while(world)
             with nobody_takes_messages(world):

@@ -30,9 +30,7 @@ def row(world: World, name: str) -> Subscription:
     return Subscription.objects.get(pk=world.lanes[name].id)
 
 
-@pytest.mark.fault(
-    "receiver flapping: four failures, one success, again and again", "never trips"
-)
+@pytest.mark.fault("receiver flapping: four failures, one success, again and again", "never trips")
 def test_four_failures_and_a_success_never_trip(world: World, measured: Row) -> None:
     world.configure(**NO_QUICK)
     site = world.receivers.site(in_turn([500] * 4 + [200]))

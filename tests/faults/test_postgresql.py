@@ -89,9 +89,7 @@ def report(measured: Row, world: World, found: Summary, gaps: list[float], settl
     "backend, which takes all others with it",
     "nothing acknowledged that was not committed; no circuit moves; workers recover by themselves",
 )
-def test_a_restarted_database_loses_nothing(
-    world: World, topics: list[str], measured: Row
-) -> None:
+def test_a_restarted_database_loses_nothing(world: World, topics: list[str], measured: Row) -> None:
     gaps = []
     with world.load(RATE, topics):
         for break_it in (

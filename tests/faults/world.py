@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from bisect import bisect
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,6 +130,29 @@ class World:
                 {"id": self.lanes[name].id if name else None},
             )
             return dict(cursor.fetchall())
+
+    def states(self, names: Sequence[str]) -> dict[str, int]:
+        """How many of these lanes are active, paused, tripped."""
+        found = Subscription.objects.filter(pk__in=[self.lanes[name].id for name in names])
+        return dict(Counter(one.state for one in found))
+
+    def attempts_by_outcome(self, names: Sequence[str]) -> dict[str, int]:
+        """How many attempts of these lanes there are with each outcome."""
+        return dict(Counter(outcome for outcome, _ in self._attempts(names)))
+
+    def durations(self, names: Sequence[str]) -> list[float]:
+        """Seconds that each attempt of these lanes took."""
+        return [seconds for _, seconds in self._attempts(names)]
+
+    def _attempts(self, names: Sequence[str]) -> list[tuple[str, float]]:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT a.outcome, a.duration_ms / 1000.0::float8 FROM deliveries_attempt a "
+                "JOIN deliveries_delivery d ON d.id = a.delivery_id "
+                "WHERE d.subscription_id = ANY(%s::uuid[])",
+                [[self.lanes[name].id for name in names]],
+            )
+            return cursor.fetchall()
 
     def attempts(self) -> int:
         """How many attempts are written down."""

@@ -1,0 +1,99 @@
+"""The tables of a run, in Markdown: for the terminal, and for `docs/performance.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from phase import Measured
+from targets import Results, Target, targets
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table with its columns in line."""
+    lines = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    texts = [
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
+    ]
+    rule = "| " + " | ".join("-" * width for width in widths) + " |"
+    return "\n".join([texts[0], rule, *texts[1:]])
+
+
+def scenarios(results: Results) -> str:
+    """One row for each demand; the counts of a scenario stand in its first row."""
+    demands = targets(results)
+    rows = []
+    for name, measured in results.ours.items():
+        mine = [one for one in demands if one.scenario == name]
+        rows.append([name, *counts(measured), *_demand(mine[0] if mine else None)])
+        rows += [["", *[""] * 4, *_demand(one)] for one in mine[1:]]
+    head = ["scenario", "deliveries", "a second", "missing", "duplicates"]
+    return table([*head, "must reach", "reached", ""], rows)
+
+
+def counts(measured: Measured) -> list[str]:
+    """Deliveries, rate, missing, duplicates."""
+    return [
+        f"{measured.deliveries:,}",
+        f"{measured.rate:,.0f}",
+        f"{measured.missing:,}",
+        f"{measured.duplicates + measured.unexpected:,}",
+    ]
+
+
+def _demand(target: Target | None) -> list[str]:
+    if target is None:
+        return ["", "", ""]
+    return [target.wanted, target.measured, "yes" if target.met else "**no**"]
+
+
+def others(results: Results) -> str:
+    """The reference package and the limit."""
+    rows = [
+        [
+            f"{one.side}, {name}",
+            *counts(one),
+            f"{sum(one.cpu.values()) / one.deliveries * 1e6:,.0f}",
+        ]
+        for name, one in results.reference.items()
+    ]
+    if (limit := results.limit) is not None:
+        for name, seconds in (
+            ("libcurl alone", limit.post),
+            ("`COPY` alone", limit.copy),
+            ("the limit: both at once", limit.both),
+        ):
+            rate = f"{limit.deliveries / seconds:,.0f}"
+            rows.append([name, f"{limit.deliveries:,}", rate, "", "", ""])
+    return table(
+        ["measured in the same run", "deliveries", "a second", "missing", "duplicates", "CPU µs"],
+        rows,
+    )
+
+
+def processor(results: Results) -> str:
+    """Microseconds of processor time for each delivery, by program."""
+    groups = ("publisher", "worker", "recover", "beat", "PostgreSQL", "Valkey", "receiver")
+    rows = []
+    for name, measured in results.ours.items():
+        by_group = dict.fromkeys(groups, 0.0)
+        for program, seconds in measured.cpu.items():
+            by_group[next(group for group in groups if group in program)] += seconds
+        spent = [1e6 * by_group[group] / measured.deliveries for group in groups]
+        rows.append([name, *(f"{value:,.0f}" for value in [*spent, sum(spent)])])
+    return table(["CPU µs for each delivery", *groups, "all"], rows)
+
+
+def waits(results: Results) -> str:
+    """Milliseconds, where events were published while the workers ran."""
+    names = ("publish_p50", "publish_p99", "publish_most", "latency_p50", "latency_p99")
+    rows = [
+        [name, *(f"{1000 * one.figures[figure]:,.1f}" for figure in names)]
+        for name, one in results.ours.items()
+        if "latency_p50" in one.figures
+    ]
+    head = ["milliseconds", *(name.replace("_", " ").replace("most", "longest") for name in names)]
+    return table(head, rows)

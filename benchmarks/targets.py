@@ -1,0 +1,119 @@
+"""What each scenario must reach, and whether it did. Pure functions on results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from limit import Limit
+from machine import Machine
+from phase import Measured
+
+
+@dataclass
+class Results:
+    """All that one run measured. `reference` and `ours` are by scenario."""
+
+    machine: Machine
+    when: str
+    quick: bool
+    seconds: float = 0.0
+    limit: Limit | None = None
+    reference: dict[str, Measured] = field(default_factory=dict)
+    ours: dict[str, Measured] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Results:
+        """From `dataclasses.asdict`, as it is kept in a file."""
+        return cls(
+            **{
+                **values,
+                "machine": Machine(**values["machine"]),
+                "limit": Limit(**values["limit"]) if values["limit"] else None,
+                "reference": {k: Measured(**one) for k, one in values["reference"].items()},
+                "ours": {k: Measured(**one) for k, one in values["ours"].items()},
+            }
+        )
+
+    @property
+    def exact(self) -> bool:
+        """Nothing is missing, and nothing came twice, anywhere."""
+        return all(one.exact for one in [*self.ours.values(), *self.reference.values()])
+
+
+@dataclass(frozen=True)
+class Target:
+    """A demand on a scenario, with what was measured; `scenario` is the key in `Results.ours`."""
+
+    scenario: str
+    wanted: str
+    measured: str
+    met: bool
+
+
+# Scenario, the reference's scenario, how many times its rate.
+_TIMES = (
+    ("backlog", "backlog", 60),
+    ("wide", "wide", 40),
+    ("live", "live", 15),
+    ("narrow", "narrow", 5),
+    ("narrow, in hundreds", "narrow", 25),
+)
+_LIMIT_SHARE = 0.33
+
+
+def targets(results: Results) -> list[Target]:
+    """Every demand whose scenario was run, in the order of the scenarios."""
+    order = list(results.ours)
+    found = [*_ratios(results), *_times(results), *_comparisons(results)]
+    return sorted(found, key=lambda one: order.index(one.scenario))
+
+
+def _ratios(results: Results) -> Iterator[Target]:
+    for name, against, wanted in _TIMES:
+        if name in results.ours and against in results.reference:
+            mine, other = results.ours[name].rate, results.reference[against].rate
+            ratio = mine / other if other else 0.0
+            yield Target(name, f"≥ {wanted} × the reference", f"{ratio:.1f} ×", ratio >= wanted)
+    if results.limit is not None and "backlog" in results.ours:
+        share = results.ours["backlog"].rate / results.limit.rate
+        yield Target(
+            "backlog", f"≥ {_LIMIT_SHARE} of the limit", f"{share:.2f}", share >= _LIMIT_SHARE
+        )
+
+
+def _times(results: Results) -> Iterator[Target]:
+    for name, figure, what, most in (
+        ("wide", "publish_most", "`publish` of one event", 0.250),
+        ("latency", "latency_p50", "p50", 0.015),
+        ("latency", "latency_p99", "p99", 0.060),
+        ("latency, 20 each", "latency_p50", "p50", 0.015),
+        ("latency, 20 each", "latency_p99", "p99", 0.060),
+    ):
+        if name in results.ours:
+            seconds = results.ours[name].figures[figure]
+            yield Target(
+                name, f"{what} < {1000 * most:g} ms", f"{1000 * seconds:.1f} ms", seconds < most
+            )
+
+
+def _comparisons(results: Results) -> Iterator[Target]:
+    for name, figure, what, least, most in (
+        ("skewed", "others_p99", "p99 of the others", None, 1.3),
+        ("slow", "rate", "rate of the healthy", 0.9, None),
+        ("slow", "healthy_p99", "p99 of the healthy", None, 1.3),
+    ):
+        if name not in results.ours:
+            continue
+        figures = results.ours[name].figures
+        ratio = figures[f"{figure}_with"] / figures[f"{figure}_without"]
+        wanted = f"≥ {least}" if least is not None else f"≤ {most}"
+        met = ratio >= least if least is not None else ratio <= (most or 0.0)
+        yield Target(name, f"{what} {wanted} × without", f"{ratio:.2f} ×", met)
+    one = results.ours.get("scale out, 1")
+    for workers in (2, 4):
+        many = results.ours.get(f"scale out, {workers}")
+        if one is not None and many is not None:
+            share = many.rate / (workers * one.rate) if one.rate else 0.0
+            yield Target(many.scenario, "≥ 0.85 of linear", f"{share:.2f}", share >= 0.85)

@@ -1,0 +1,180 @@
+"""Receivers that are dead, silent or slow, and what their neighbours notice of it.
+
+The healthy lanes are measured without and with the bad ones in the same run, on the same
+processes: twice without, four times with, twice without. Each side's p99 is the median of those of
+its phases, so that a hiccup of the machine decides nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+
+import pytest
+
+from deliveries.http1 import Answer
+from subscriptions import circuit
+from tests.faults.invariants import check_invariants
+from tests.faults.load import percentile
+from tests.faults.report import Row
+from tests.faults.waiting import eventually, holds_within
+from tests.faults.world import World
+
+HEALTHY = 50
+RATE = 50.0
+PHASE = 6.0
+DUE = 10_000
+# The p99 of the healthy with the bad ones about, over that without them.
+MOST = 1.3
+DEADLINE_SLACK = 0.5
+
+# As in production: ten seconds for a request, retries after 1, 2 and 4.
+PRODUCTION = {
+    "request_timeout": 10,
+    "time_slice": 5,
+    "sweep_interval": 5,
+    "quick_retries": "1,2,4",
+}
+
+
+class Neighbourhood:
+    """Fifty healthy lanes, measured phase by phase."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.topics = [f"healthy.{n}" for n in range(HEALTHY)]
+        site = world.receivers.site()
+        for topic in self.topics:
+            world.subscribe(site, [topic])
+
+    def measure(self, phases: int) -> list[list[float]]:
+        """Seconds from the call of `publish` to the arrival, for each phase of steady load."""
+        return [self._phase() for _ in range(phases)]
+
+    def _phase(self) -> list[float]:
+        before, seen = len(self.world.ledger.accepted), len(self.world.receivers.requests)
+        with self.world.load(RATE, self.topics):
+            holds_within(lambda: False, PHASE)
+        began = {one.id: one.began for one in self.world.ledger.accepted[before:]}
+        arrived: dict[str, float] = {}
+
+        def all_arrived() -> bool:
+            for one in self.world.receivers.requests[seen:]:
+                if one.id in began:
+                    arrived.setdefault(one.id, one.at)
+            return len(arrived) == len(began)
+
+        eventually(all_arrived, "the healthy deliveries")
+        return [at - began[event_id] for event_id, at in arrived.items()]
+
+
+def compare(
+    measured: Row, without: list[list[float]], among: list[list[float]], **more: object
+) -> None:
+    """Put both into the table, and fail if the healthy suffer."""
+    quiet, loud = (
+        statistics.median(percentile(phase, 0.99) for phase in side) for side in (without, among)
+    )
+    middle = [1000 * statistics.median(itertools.chain(*side)) for side in (without, among)]
+    measured.add(
+        healthy_p99_without=f"{1000 * quiet:.0f} ms",
+        p99_with=f"{1000 * loud:.0f} ms",
+        ratio=f"{loud / quiet:.2f}",
+        median=f"{middle[0]:.1f} and {middle[1]:.1f} ms",
+        samples=f"{sum(map(len, without))} and {sum(map(len, among))}",
+        **more,
+    )
+    assert loud <= MOST * quiet
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    "holes",
+    [
+        pytest.param(
+            1,
+            marks=pytest.mark.fault(
+                f"{DUE:,} deliveries for a black-holed receiver, next to {HEALTHY} healthy ones",
+                f"the healthy p99 is at most {MOST} times what it is without",
+            ),
+        ),
+        pytest.param(
+            200,
+            marks=pytest.mark.fault(
+                f"{DUE:,} deliveries for 200 black-holed receivers, next to {HEALTHY} healthy ones",
+                "the same",
+            ),
+        ),
+    ],
+)
+def test_black_holes_slow_nobody_else_down(world: World, measured: Row, holes: int) -> None:
+    world.configure(**PRODUCTION)
+    neighbourhood = Neighbourhood(world)
+    url = world.receivers.silent()
+    dark = [f"dark.{n}" for n in range(holes)]
+    for name in dark:
+        world.subscribe(url, [name], name=name, recovery="manual")
+    world.installation.standard()
+    neighbourhood.measure(1)  # until connections and caches are warm
+    without = neighbourhood.measure(2)
+    world.ledger.publish_many([dark[n % holes] for n in range(DUE)])
+    among = neighbourhood.measure(4)
+    attempts = world.attempts_by_outcome(dark)
+    states = world.states(dark)
+    circuit.pause([world.lanes[name].id for name in dark])
+    without += neighbourhood.measure(2)
+    compare(
+        measured,
+        without,
+        among,
+        time_outs_meanwhile=attempts.get("timeout", 0),
+        tripped_meanwhile=states.get("tripped", 0),
+    )
+    assert set(attempts) == {"timeout"}
+    world.wait_until_settled()
+    check_invariants(world, replayed=False)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.fault(
+    "receivers that drip a byte a second, that answer after 9 s, that never end the handshake; "
+    "20 lanes of each, next to 50 healthy ones",
+    f"deadline of 10 s kept within {DEADLINE_SLACK} s; the healthy p99 at most {MOST} times",
+)
+def test_slow_receivers_are_cut_off_and_slow_nobody_else_down(world: World, measured: Row) -> None:
+    world.configure(**PRODUCTION)
+    neighbourhood = Neighbourhood(world)
+    late = world.receivers.site(lambda _: Answer(delay=9))
+    kinds = {
+        "drip": world.receivers.dripping(),
+        "late": late.url,
+        "handshake": world.receivers.silent().replace("http:", "https:"),
+    }
+    slow = {kind: [f"{kind}.{n}" for n in range(20)] for kind in kinds}
+    for kind, names in slow.items():
+        for name in names:
+            world.subscribe(kinds[kind], [name], name=name, recovery="manual")
+    every = [name for names in slow.values() for name in names]
+    world.installation.standard()
+    neighbourhood.measure(1)  # until connections and caches are warm
+    without = neighbourhood.measure(2)
+    world.ledger.publish_many([name for name in every for _ in range(20)])
+    among = neighbourhood.measure(4)
+    circuit.pause([world.lanes[name].id for name in every])
+    without += neighbourhood.measure(2)
+    world.wait_until_settled()
+    for kind in ("drip", "handshake"):
+        assert set(world.attempts_by_outcome(slow[kind])) == {"timeout"}
+    assert set(world.attempts_by_outcome(slow["late"])) == {"success"}
+    durations = world.durations(slow["drip"] + slow["handshake"])
+    assert min(durations) >= 10 - DEADLINE_SLACK
+    assert max(durations) <= 10 + DEADLINE_SLACK
+    compare(
+        measured,
+        without,
+        among,
+        cut_off=len(durations),
+        between=f"{min(durations):.2f} and {max(durations):.2f} s",
+        answered_after_9_s=world.attempts_by_outcome(slow["late"])["success"],
+    )
+    check_invariants(world, replayed=False)
