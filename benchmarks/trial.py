@@ -15,7 +15,7 @@ from children import Child, child
 from measuring import BenchmarkError, cpu_seconds, tail, wait_for_growth
 from place import CHECKOUT, HERE, Place, Receiver, receiving
 
-from webhooks_project.programs import DELIVER_QUEUES, RECOVER_QUEUE, beat, worker
+from webhooks_project.programs import DELIVER_QUEUES, RECOVER_QUEUES, beat, worker
 from webhooks_project.supervisor import Supervisor
 
 # What `manage.py up` gives each of its workers.
@@ -67,7 +67,7 @@ class Trial:
         supervisor = Supervisor(
             [
                 *(worker(name, DELIVER_QUEUES, THREADS, ready) for name in names),
-                worker("recover", RECOVER_QUEUE, THREADS, ready),
+                worker("recover", RECOVER_QUEUES, THREADS, ready),
                 beat(ready),
             ],
             self._output,

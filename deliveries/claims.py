@@ -13,12 +13,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, transaction
 
 from deliveries.bodies import EventBodies, Payload
 from subscriptions.conf import conf
 from subscriptions.crypto import SecretUnreadable
+
+LOCK_WAIT = "200ms"
+# What one claim takes at most, shared by its lanes: what is claimed is soon sent, or given back.
+CLAIM_ROWS = 5000
 
 UNKNOWN_OUTCOME = "the worker stopped before it could record what came of this request"
 
@@ -49,9 +54,9 @@ class ClaimedLane:
     subscription_id: uuid.UUID
     name: str
     url: str
-    headers: dict[str, str]
+    headers: dict[str, str] = field(repr=False)
     epoch: int
-    secrets: list[str]
+    secrets: list[str] = field(repr=False)
     unsendable: str
     max_in_flight: int
     window: int
@@ -92,7 +97,8 @@ WITH taken AS (
         extract(epoch FROM lane.resume_at - now())::float8 AS rest
 )
 SELECT taken.*, s.name, s.url, s.headers, s.circuit_epoch, s.max_in_flight, s.enabled,
-    coalesce(NOT s.enabled AND s.next_probe_at <= now(), false) AS probe,
+    coalesce(NOT s.enabled AND s.recovery = 'automatic' AND s.next_probe_at <= now(), false)
+        AS probe,
     s.consecutive_failures = 0 AND s.last_error = '' AS well,
     ARRAY(
         SELECT secret.ciphertext FROM subscriptions_signingsecret secret
@@ -185,6 +191,21 @@ FROM leased GROUP BY subscription_id
 """
 
 
+def limit_lock_waits() -> None:
+    """Let this transaction wait for a row that somebody locked for `LOCK_WAIT` at most.
+
+    One subscription's row, held by an operator's open transaction, must not hold up the others
+    that happen to be in the same batch.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'")
+
+
+def is_lock_timeout(error: Exception) -> bool:
+    """Whether a statement failed because `limit_lock_waits` ended its wait."""
+    return isinstance(error.__cause__, psycopg.errors.LockNotAvailable)
+
+
 def claim(
     subscription_ids: Iterable[uuid.UUID],
     bodies: EventBodies,
@@ -204,6 +225,7 @@ def claim(
     retrying: dict[uuid.UUID, int | None] = {}
     found = Claim([], {}, [])
     with transaction.atomic(), connection.cursor() as cursor:
+        limit_lock_waits()
         cursor.execute(
             _TAKE_LANES,
             {
@@ -287,8 +309,9 @@ def _take_deliveries(
     values = conf()
     probes = [one for one, lane in lanes.items() if lane.probe]
     failing = [one for one, lane in lanes.items() if not lane.probe and lane.failures]
+    share = max(1, CLAIM_ROWS // len(lanes))
     healthy = {
-        one: min(values.claim_batch, 20 * lane.window)
+        one: min(values.claim_batch, 20 * lane.window, share)
         for one, lane in lanes.items()
         if not lane.probe and not lane.failures
     }

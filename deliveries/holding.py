@@ -16,51 +16,80 @@ from django.dispatch import receiver
 
 from deliveries.wakeups import wake
 from subscriptions.models import Subscription
-from subscriptions.signals import subscriptions_enabled, subscriptions_stopped
+from subscriptions.signals import (
+    subscriptions_enabled,
+    subscriptions_repointed,
+    subscriptions_stopped,
+)
 
 DISCARDED_BY_OPERATOR = "discarded by an operator"
 SUBSCRIPTION_DELETED = "its subscription was deleted"
 HELD_TOO_LONG = "held for longer than is kept (WEBHOOKS_HOLD_DAYS)"
 
 
-def hold(subscription_ids: Sequence[UUID]) -> int:
-    """Hold what is pending. A request that is in flight may still succeed afterwards."""
+# What is held or released in the transaction of the change itself. A larger backlog follows in
+# batches, by the sweep: nobody waits for a million rows, and none is sent meanwhile that should
+# not be, because a claim reads the subscription's state. (`ANY(ARRAY(…))` and not `IN (…)`: the
+# planner may run a sub-select that is joined once for each row, and lock more than its limit.)
+BATCH = 1000
+
+
+def hold(subscription_ids: Sequence[UUID], most: int = BATCH) -> int:
+    """Hold what is pending, `most` rows at a time; returns how many.
+
+    A request that is in flight may still succeed afterwards.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
             """
             UPDATE deliveries_delivery
             SET status = 'held', next_attempt_at = NULL, held_at = now()
-            WHERE subscription_id = ANY(%s::uuid[]) AND status = 'pending'
+            WHERE status = 'pending' AND id = ANY(ARRAY(
+                SELECT id FROM deliveries_delivery
+                WHERE subscription_id = ANY(%(ids)s::uuid[]) AND status = 'pending'
+                ORDER BY id LIMIT %(most)s FOR UPDATE
+            ))
             """,
-            [list(subscription_ids)],
+            {"ids": list(subscription_ids), "most": most},
         )
         return int(cursor.rowcount)
 
 
-def release(subscription_ids: Sequence[UUID]) -> int:
-    """Make what is held due, with its retries unused, and begin gently: one in flight."""
+def release(subscription_ids: Sequence[UUID], most: int = BATCH) -> int:
+    """Make what is held due, oldest first, `most` rows at a time; returns how many.
+
+    Their retries begin anew.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
             """
             UPDATE deliveries_delivery
             SET status = 'pending', next_attempt_at = now(), retries_used = 0
-            WHERE subscription_id = ANY(%s::uuid[]) AND status = 'held'
+            WHERE status = 'held' AND id = ANY(ARRAY(
+                SELECT id FROM deliveries_delivery
+                WHERE subscription_id = ANY(%(ids)s::uuid[]) AND status = 'held'
+                ORDER BY id LIMIT %(most)s FOR UPDATE
+            ))
             """,
-            [list(subscription_ids)],
+            {"ids": list(subscription_ids), "most": most},
         )
         return int(cursor.rowcount)
 
 
 def discard(subscription_ids: Sequence[UUID], reason: str, *, pending_too: bool = False) -> int:
-    """End what is held (and what is pending) as `discarded`, with the reason to be seen."""
+    """End all that is held (and pending) as `discarded`, with the reason to be seen."""
     with connection.cursor() as cursor:
         cursor.execute(
             """
             UPDATE deliveries_delivery
             SET status = 'discarded', next_attempt_at = NULL, finished_at = now(),
                 last_error = %(reason)s
-            WHERE subscription_id = ANY(%(ids)s::uuid[])
-                AND (status = 'held' OR (%(pending_too)s AND status = 'pending'))
+            WHERE status IN ('held', 'pending') AND id = ANY(ARRAY(
+                SELECT id FROM deliveries_delivery
+                WHERE subscription_id = ANY(%(ids)s::uuid[])
+                    AND (status = 'held' OR (%(pending_too)s AND status = 'pending'))
+                ORDER BY id FOR UPDATE
+            ))
             """,
             {"ids": list(subscription_ids), "reason": reason, "pending_too": pending_too},
         )
@@ -97,12 +126,18 @@ def _release_on_enable(*, subscription_ids: list[UUID], discard_held: bool, **_:
         transaction.on_commit(partial(wake, subscription_ids))
 
 
+@receiver(subscriptions_repointed)
+def _start_anew(*, subscription_ids: list[UUID], **_: Any) -> None:
+    start_gently(subscription_ids)
+    transaction.on_commit(partial(wake, subscription_ids))
+
+
 @receiver(pre_delete, sender=Subscription)
 def _discard_on_delete(instance: Subscription, **_: Any) -> None:
     with connection.cursor() as cursor:
-        # The state's lock first, as everywhere: nobody claims or publishes for it past this.
+        # Subscription, lane, deliveries: the order of locks, as everywhere.
         cursor.execute(
             "SELECT 1 FROM subscriptions_subscription WHERE id = %s FOR UPDATE", [instance.pk]
         )
-        discard([instance.pk], SUBSCRIPTION_DELETED, pending_too=True)
         cursor.execute("DELETE FROM deliveries_lane WHERE subscription_id = %s", [instance.pk])
+        discard([instance.pk], SUBSCRIPTION_DELETED, pending_too=True)

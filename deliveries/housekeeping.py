@@ -24,11 +24,11 @@ def expire_held() -> int:
         """
         UPDATE deliveries_delivery SET status = 'discarded', finished_at = now(),
             last_error = %(reason)s
-        WHERE id IN (
+        WHERE id = ANY(ARRAY(
             SELECT id FROM deliveries_delivery
             WHERE status = 'held' AND held_at < now() - %(days)s * interval '1 day'
             LIMIT %(batch)s FOR UPDATE SKIP LOCKED
-        )
+        ))
         """,
         reason=HELD_TOO_LONG,
         days=conf().hold_days,
@@ -63,14 +63,25 @@ def prune() -> tuple[int, int]:
         )
     events = _repeat(
         """
-        DELETE FROM deliveries_event WHERE id IN (
+        DELETE FROM deliveries_event WHERE id = ANY(ARRAY(
             SELECT e.id FROM deliveries_event e
             WHERE e.created_at < now() - %(days)s * interval '1 day'
                 AND NOT EXISTS (SELECT 1 FROM deliveries_delivery d WHERE d.event_id = e.id)
             ORDER BY e.created_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
-        )
+        ))
         """,
         days=min(values.keep_succeeded_days, values.keep_failed_days),
+    )
+    _repeat(
+        """
+        DELETE FROM deliveries_lane WHERE subscription_id = ANY(ARRAY(
+            SELECT lane.subscription_id FROM deliveries_lane lane
+            WHERE NOT EXISTS (
+                SELECT 1 FROM subscriptions_subscription s WHERE s.id = lane.subscription_id
+            )
+            LIMIT %(batch)s FOR UPDATE SKIP LOCKED
+        ))
+        """
     )
     trim_changes(KEPT_CHANGES)
     return deliveries, events

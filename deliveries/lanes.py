@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from deliveries.claims import ClaimedDelivery, ClaimedLane
-from deliveries.policy import Next, Outcome, Schedule, Verdict, decide
+from deliveries.policy import (
+    NO_EVENT,
+    UNSIGNABLE,
+    Next,
+    Outcome,
+    Schedule,
+    Verdict,
+    decide,
+)
 from deliveries.requests import Judged, broken, judge_response, prepare, unsendable
 from deliveries.settling import LaneEnd, Result
 from deliveries.transport import Result as Answer
@@ -63,6 +71,11 @@ class LaneExit:
     run: Run
     end: LaneEnd
     wake_in: list[float]
+    give_up_at: float = 0.0
+
+    @property
+    def lane(self) -> ClaimedLane:
+        return self.end.lane
 
 
 class Lane:
@@ -117,10 +130,9 @@ class Lane:
 
     def _advance(self) -> None:
         """Send as much as the window allows; leave the lane once nothing is in flight."""
-        now = time.monotonic()
         while True:
             with self._lock:
-                if self._sender.stopping or now > self._run.deadline:
+                if self._sender.stopping:
                     self._stopped = True
                 if self._stopped or not self._queue or self._in_flight >= self._window:
                     leave = self._in_flight == 0 and (self._stopped or not self._queue)
@@ -140,10 +152,12 @@ class Lane:
 
     def _send(self, delivery: ClaimedDelivery) -> None:
         started = time.time()
-        reason = self._claimed.unsendable or delivery.unsendable
         try:
-            if reason:
-                self._answered(delivery, started, unsendable(reason))
+            if delivery.unsendable:
+                self._answered(delivery, started, unsendable(NO_EVENT, delivery.unsendable))
+                return
+            if self._claimed.unsendable:
+                self._answered(delivery, started, unsendable(UNSIGNABLE, self._claimed.unsendable))
                 return
             request = prepare(self._claimed, delivery, int(started))
             self._sender.transport.submit(
@@ -166,13 +180,16 @@ class Lane:
         no more than `max_in_flight` requests of which nobody knows."""
         with self._lock:
             self._in_flight -= 1
-            if not written or time.monotonic() > self._fresh_until:
+            # Looked at only now, so that each claim sends something, however late it came.
+            now = time.monotonic()
+            if not written or now > self._fresh_until or now > self._run.deadline:
                 self._stopped = True
         self._advance()
 
     def _answered(self, delivery: ClaimedDelivery, started: float, judged: Judged) -> None:
         spread = random.random()  # noqa: S311 - spreads retries, guards nothing
         following = decide(judged.outcome, delivery.retries_used, self._schedule, spread)
+        delivery.payload = None  # not needed any more, and others' may be large
         with self._lock:
             self._learn(delivery, judged.outcome, following)
         self._sender.settle(
@@ -181,6 +198,7 @@ class Lane:
                 delivery=delivery,
                 next=following,
                 verdict=judged.outcome.verdict,
+                excused=judged.outcome.excused,
                 outcome=judged.code,
                 status_code=judged.status_code,
                 error=judged.error,

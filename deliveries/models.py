@@ -111,7 +111,11 @@ class Attempt(models.Model):
     """One HTTP request of a delivery, with its result."""
 
     delivery = models.ForeignKey(
-        Delivery, on_delete=models.DO_NOTHING, db_constraint=False, related_name="attempts"
+        Delivery,
+        on_delete=models.DO_NOTHING,
+        db_constraint=False,
+        db_index=False,
+        related_name="attempts",
     )
     number = models.PositiveIntegerField()
     # `success`, `http` (an answer that is no success), or why there was none: `timeout`, `dns`,
@@ -126,6 +130,10 @@ class Attempt(models.Model):
 
     class Meta:
         ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            # Finds a delivery's attempts, and lets a result be written twice without harm.
+            models.UniqueConstraint(fields=["delivery", "number"], name="attempt_number"),
+        ]
 
     def __str__(self) -> str:
         return f"attempt {self.number} of delivery {self.delivery_id}"

@@ -16,9 +16,6 @@ RETRIED_STATUSES = frozenset({408, 425, 429})
 
 # Failures of our own, in the words of `deliveries.transport.classify`: never the receiver's.
 OWN_FAULTS = frozenset({"own_dns", "shutdown", "internal"})
-# What cannot be sent at all, by our own fault: no secret that can be read, no event.
-UNSENDABLE = "unsendable"
-
 # Seconds until an attempt that failed through our own fault is made again.
 OWN_FAULT_DELAY = 15.0
 
@@ -35,13 +32,22 @@ class Outcome:
     """One attempt's result, judged.
 
     `excused`: it says nothing about the receiver's health, and the circuit never counts it.
-    `own_fault`: it does not use up a retry either. `retry_after`: seconds the receiver asked for.
+    `own_fault`: it does not use up a retry either. `quick_only`: it is given the quick retries
+    and no slow one. `retry_after`: seconds the receiver asked for.
     """
 
     verdict: Verdict
     excused: bool = False
     own_fault: bool = False
+    quick_only: bool = False
     retry_after: float | None = None
+
+
+# What cannot be sent at all, by our own fault. No secret that can be read: perhaps by this worker
+# alone, in the middle of a change of keys, so it is tried again, soon and not for long. No event:
+# there will be none later either.
+UNSIGNABLE = Outcome(Verdict.RETRY, excused=True, quick_only=True)
+NO_EVENT = Outcome(Verdict.FINAL, excused=True)
 
 
 def judge(status_code: int | None, error: str, retry_after: float | None) -> Outcome:
@@ -49,8 +55,6 @@ def judge(status_code: int | None, error: str, retry_after: float | None) -> Out
     if status_code is None:
         if error in OWN_FAULTS:
             return Outcome(Verdict.RETRY, excused=True, own_fault=True)
-        if error == UNSENDABLE:
-            return Outcome(Verdict.FINAL, excused=True, own_fault=True)
         return Outcome(Verdict.RETRY)
     if 200 <= status_code < 300:
         return Outcome(Verdict.SUCCESS)
@@ -141,6 +145,8 @@ def decide(outcome: Outcome, retries_used: int, schedule: Schedule, random: floa
     counts = retries_used >= len(schedule.quick) and not outcome.excused
     result = False if counts else None
     planned = schedule.delay(retries_used, random)
+    if outcome.quick_only and retries_used >= len(schedule.quick):
+        return Next("failed", None, retries_used=retries_used)
     if planned is None:
         return Next("failed", result, retries_used=retries_used, exhausted=True)
     return Next(

@@ -126,7 +126,8 @@ INSERT INTO deliveries_event (id, topic, type, body, created_at)
 SELECT * FROM unnest(
     %(ids)s::text[], %(topics)s::text[], %(types)s::text[], %(bodies)s::bytea[],
     %(created)s::timestamptz[]
-)
+) AS e (id, topic, type, body, created_at)
+ORDER BY id  -- two calls with the same ids must not lock each other out
 ON CONFLICT (id) DO NOTHING
 RETURNING id, {READ_VERSION}
 """
@@ -135,10 +136,11 @@ RETURNING id, {READ_VERSION}
 # no new index, and what is deleted drops out by itself. A lane that rests needs no wake-up.
 _INSERT_DELIVERIES = """
 WITH target AS MATERIALIZED (
-    SELECT m.event_id, s.id AS subscription_id, s.enabled,
+    SELECT m.number, m.event_id, s.id AS subscription_id, s.enabled,
         s.consecutive_failures > 0 OR coalesce(lane.failures > 0, false) AS failing,
         coalesce(lane.resume_at > now(), false) AS resting
-    FROM unnest(%(events)s::text[], %(subscriptions)s::uuid[]) AS m (event_id, subscription_id)
+    FROM unnest(%(events)s::text[], %(subscriptions)s::uuid[]) WITH ORDINALITY
+        AS m (event_id, subscription_id, number)
     JOIN subscriptions_subscription s ON s.id = m.subscription_id
     LEFT JOIN deliveries_lane lane ON lane.subscription_id = s.id
     WHERE s.enabled OR s.auto_disabled_at IS NOT NULL
@@ -149,7 +151,7 @@ WITH target AS MATERIALIZED (
     )
     SELECT event_id, subscription_id, CASE WHEN enabled THEN 'pending' ELSE 'held' END,
         CASE WHEN enabled THEN now() END, 0, 0, '', now(), CASE WHEN NOT enabled THEN now() END
-    FROM target
+    FROM target ORDER BY number
 )
 SELECT DISTINCT subscription_id, failing FROM target WHERE enabled AND NOT resting
 """
@@ -191,7 +193,8 @@ def _record(drafts: Sequence[_Draft]) -> list[Event]:
         if len(inserted) < len(first):
             events |= _existing([draft for draft in first.values() if draft.id not in inserted])
         if rows:
-            _deliver_new(cursor, [first[event_id] for event_id in inserted], rows[0][1:])
+            fresh = [draft for draft in first.values() if draft.id in inserted]
+            _deliver_new(cursor, fresh, rows[0][1:])
     return [events[draft.id] for draft in drafts]
 
 

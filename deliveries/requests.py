@@ -11,7 +11,7 @@ import requests
 from deliveries import signing
 from deliveries.bodies import Payload
 from deliveries.claims import ClaimedDelivery, ClaimedLane
-from deliveries.policy import UNSENDABLE, Outcome, Verdict, judge, parse_retry_after
+from deliveries.policy import Outcome, Verdict, judge, parse_retry_after
 from deliveries.transport import Result as Answer
 from deliveries.transport import classify, text_for_operators
 from subscriptions.conf import conf
@@ -115,9 +115,9 @@ def describe(status: int, text: str) -> str:
     return f"{status} {reason}".strip() + (f": {line}" if line else "")
 
 
-def unsendable(reason: str) -> Judged:
+def unsendable(outcome: Outcome, reason: str) -> Judged:
     """The result of a delivery that cannot be sent, through no fault of its receiver."""
-    return Judged(Outcome(Verdict.FINAL, excused=True, own_fault=True), UNSENDABLE, error=reason)
+    return Judged(outcome, "unsendable", error=reason)
 
 
 def broken(error: Exception) -> Judged:

@@ -13,22 +13,22 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from uuid import UUID
 
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db import InterfaceError, OperationalError, connection
 
 from deliveries import wakeups
 from deliveries.bodies import EventBodies
-from deliveries.claims import Claim, claim
+from deliveries.claims import Claim, claim, is_lock_timeout
 from deliveries.lanes import Lane, LaneExit, Run
 from deliveries.queues import DELIVER, RECOVER
 from deliveries.settling import Result, settle
 from deliveries.stages import Stage
 from deliveries.transport import Transport, transport
-from subscriptions import crypto
+from subscriptions import circuit, crypto
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ COUNTDOWN_SLACK = 0.05
 # How long results are offered to a database that is away, in seconds: until their leases end,
 # somebody else sends anew what could not be recorded.
 SETTLE_PATIENCE = 30.0
+# How long results wait that somebody's lock kept from being written.
+LOCKED_DELAY = 0.5
 
 # Tasks whose lanes are being served at the same time, in one process.
 MOST_RUNS = 2000
@@ -63,6 +65,9 @@ class Sender:
         self._quiet = threading.Condition()
         self._bodies = EventBodies()
         self._claims: Stage[Wanted] = Stage("claim", self._claim_batch, most=200)
+        # Nobody sets it: it is there to wait on.
+        self._pause = threading.Event()
+        self._signals: Stage[Callable[[], None]] = Stage("signals", _call_all)
         self._settlements: Stage[Result | LaneExit] = Stage("settle", self._settle_batch)
 
     def serve(
@@ -79,8 +84,10 @@ class Sender:
         a thread of its own. Returns whether all is done.
         """
         with self._quiet:
-            # Memory has an end: beyond this many, a caller waits for others to finish.
-            self._quiet.wait_for(lambda: self._runs < MOST_RUNS or self.stopping)
+            # Memory has an end: beyond this many, a caller waits for others to finish, and
+            # then leaves its work to the sweep.
+            if not self._quiet.wait_for(lambda: self._runs < MOST_RUNS or self.stopping, patience):
+                return False
             self._runs += 1
         run = Run(recovering=recovering, on_finish=self._run_finished)
         self._claims.put(Wanted(run, subscription_ids))
@@ -108,6 +115,7 @@ class Sender:
         self.stop()
         self._claims.close()
         self._settlements.close()
+        self._signals.close()
 
     def settle(self, item: Result | LaneExit) -> None:
         self._settlements.put(item)
@@ -128,8 +136,11 @@ class Sender:
         try:
             self._claim(runs, recovering)
         except (OperationalError, InterfaceError) as error:
-            connection.close()
-            logger.warning("nothing can be claimed, the sweep will wake again: %s", error)
+            if is_lock_timeout(error):
+                self._claim_singly(runs, recovering)
+            else:
+                connection.close()
+                logger.warning("nothing can be claimed, the sweep will wake again: %s", error)
         except Exception:
             connection.close()
             logger.exception("a claim for %d subscriptions failed; claiming singly", len(runs))
@@ -142,15 +153,20 @@ class Sender:
         for subscription_id, run in runs.items():
             try:
                 self._claim({subscription_id: run}, recovering)
+            except (OperationalError, InterfaceError) as error:
+                if not is_lock_timeout(error):
+                    connection.close()
+                logger.warning("no claim for subscription %s now: %s", subscription_id, error)
             except Exception:
                 connection.close()
                 logger.exception("the claim for subscription %s failed", subscription_id)
 
     def _claim(self, runs: dict[UUID, Run], recovering: bool) -> None:
-        if self.stopping:
-            wakeups.wake(runs, recovering=recovering, one_by_one=False)
-            return
+        # Before anything else: who publishes later must wake anew.
         wakeups.lower_flags(list(runs), RECOVER if recovering else DELIVER)
+        if self.stopping:
+            wakeups.wake(runs, recovering=recovering, one_by_one=False, patience=0)
+            return
         token = uuid.uuid4()
         found = claim(runs, self._bodies, _decrypt, token=token, failing_too=recovering)
         for claimed in found.lanes:
@@ -161,7 +177,7 @@ class Sender:
 
     def _pass_on(self, found: Claim) -> None:
         if found.failing:
-            wakeups.wake(found.failing, recovering=True)
+            wakeups.wake(found.failing, recovering=True, patience=0)
         for subscription_id, rest in found.resting.items():
             # Who put the lane to rest ordered a wake-up; this one only came a little early.
             if rest < 1:
@@ -170,40 +186,82 @@ class Sender:
     # Settling
 
     def _settle_batch(self, items: list[Result | LaneExit]) -> None:
-        results = [one for one in items if isinstance(one, Result)]
-        written = False
-        exits = [one for one in items if isinstance(one, LaneExit)]
-        give_up = time.monotonic() + SETTLE_PATIENCE
-        pause = threading.Event()
+        circuit.announcer.set(self._signals.put)
+        # A probe may enable its subscription, which locks more rows than a result: each by
+        # itself, so that locks are taken in one order.
+        groups = _by_subscription([one for one in items if one.lane.probe])
+        if others := [one for one in items if not one.lane.probe]:
+            groups.append(others)
+        for group in groups:
+            self._settle_group(group)
+
+    def _settle_group(self, items: list[Result | LaneExit]) -> None:
+        """Offer the items to the database until it takes them, or their leases are over."""
+        now = time.monotonic()
+        for one in items:
+            one.give_up_at = one.give_up_at or now + SETTLE_PATIENCE
         delay = 0.05
-        try:
-            while True:
-                try:
-                    settled = settle(results, [one.end for one in exits])
-                    written = True
-                    break
-                except (OperationalError, InterfaceError) as error:
-                    connection.close()
-                    if time.monotonic() > give_up:
-                        logger.error("%d results could not be recorded: %s", len(results), error)
-                        return
-                    pause.wait(delay)
-                    delay = min(2.0, delay * 2)
-            for one in exits:
-                subscription_id = one.end.lane.subscription_id
-                self._go_on(
-                    one,
-                    wake_again=subscription_id in settled.wake_again,
-                    tripped=subscription_id in settled.tripped,
-                )
-        except DatabaseError:
-            connection.close()
-            logger.exception("%d results could not be recorded", len(results))
-        finally:
-            for result in results:
-                result.settled(written)
-            for one in exits:
+        while True:
+            try:
+                self._settle(items)
+                return
+            except (OperationalError, InterfaceError) as error:
+                if is_lock_timeout(error):
+                    self._set_aside(items)
+                    return
+                connection.close()
+                if time.monotonic() > min(one.give_up_at for one in items):
+                    logger.error("%d results could not be recorded: %s", len(items), error)
+                    self._abandon(items)
+                    return
+                self._pause.wait(delay)
+                delay = min(2.0, delay * 2)
+            except Exception:
+                connection.close()
+                logger.exception("%d results could not be recorded", len(items))
+                self._abandon(items)
+                return
+
+    def _settle(self, items: list[Result | LaneExit]) -> None:
+        results = [one for one in items if isinstance(one, Result)]
+        exits = [one for one in items if isinstance(one, LaneExit)]
+        settled = settle(results, [one.end for one in exits])
+        for one in exits:
+            subscription_id = one.lane.subscription_id
+            self._go_on(
+                one,
+                wake_again=subscription_id in settled.wake_again,
+                tripped=subscription_id in settled.tripped,
+            )
+            one.run.end()
+        for result in results:
+            result.settled(True)
+
+    def _set_aside(self, items: list[Result | LaneExit]) -> None:
+        """Somebody holds a row of one of these subscriptions: settle the others, that one later."""
+        groups = _by_subscription(items)
+        if len(groups) > 1:
+            for group in groups:
+                self._settle_group(group)
+        elif time.monotonic() > min(one.give_up_at for one in items):
+            logger.error("%d results could not be recorded: their rows are locked", len(items))
+            self._abandon(items)
+        else:
+            timer = threading.Timer(LOCKED_DELAY, self._settle_again, [items])
+            timer.daemon = True
+            timer.start()
+
+    def _settle_again(self, items: list[Result | LaneExit]) -> None:
+        for one in items:
+            self.settle(one)
+
+    def _abandon(self, items: list[Result | LaneExit]) -> None:
+        """Let the leases run out: somebody else sends again what could not be recorded."""
+        for one in items:
+            if isinstance(one, LaneExit):
                 one.run.end()
+            else:
+                one.settled(False)
 
     def _go_on(self, left: LaneExit, *, wake_again: bool, tripped: bool) -> None:
         """After a lane was left: serve it again now, have it served later, or be done."""
@@ -222,7 +280,22 @@ class Sender:
             left.run.begin()
             self._claims.put(Wanted(left.run, [lane.subscription_id]))
         else:
-            wakeups.wake([lane.subscription_id], recovering=failing)
+            wakeups.wake([lane.subscription_id], recovering=failing, patience=0)
+
+
+def _by_subscription(items: list[Result | LaneExit]) -> list[list[Result | LaneExit]]:
+    groups: dict[UUID, list[Result | LaneExit]] = {}
+    for one in items:
+        groups.setdefault(one.lane.subscription_id, []).append(one)
+    return list(groups.values())
+
+
+def _call_all(calls: list[Callable[[], None]]) -> None:
+    for call in calls:
+        try:
+            call()
+        except Exception:
+            logger.exception("a signal could not be sent")
 
 
 @lru_cache(maxsize=10_000)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from uuid import UUID
 
-from django.db import DataError, IntegrityError, connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 
-from deliveries.claims import ClaimedDelivery, ClaimedLane
+from deliveries.claims import ClaimedDelivery, ClaimedLane, limit_lock_waits
 from deliveries.holding import hold
 from deliveries.policy import Next, Verdict
 from subscriptions import circuit
@@ -34,6 +34,7 @@ class Result:
     delivery: ClaimedDelivery
     next: Next
     verdict: Verdict
+    excused: bool
     outcome: str
     status_code: int | None
     error: str
@@ -42,6 +43,7 @@ class Result:
     started_at: float
     duration_ms: int
     settled: Callable[[bool], None]
+    give_up_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -71,26 +73,35 @@ class Settled:
 def settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
     """Write down `results` and leave the lanes of `ends`.
 
-    A row that the database refuses never fails the others: the batch is then settled one by
-    one, and the bad one ends as failed, with the reason. Raises what the database raises when
-    it is away (`OperationalError`, `InterfaceError`): nothing was written, and the same call
-    may be made again.
+    A row that cannot be written never fails the others: the batch is then settled one by one,
+    and the bad one ends as failed, with the reason. Raises what the database raises when it is
+    away, or a row is locked for too long (`OperationalError`, `InterfaceError`); the same call
+    may be made again then.
     """
     try:
-        with transaction.atomic():
-            return _settle(results, ends)
-    except (DataError, IntegrityError):
-        logger.exception("a result was refused by the database; settling %d singly", len(results))
+        return _in_transaction(results, ends)
+    except (OperationalError, InterfaceError):
+        raise
+    except Exception:
+        logger.exception("a result could not be written; settling %d singly", len(results))
     settled = Settled()
     for result in results:
         try:
-            with transaction.atomic():
-                settled.tripped |= _settle([result], []).tripped
-        except (DataError, IntegrityError) as error:
-            with transaction.atomic():
-                settled.tripped |= _settle([_unwritable(result, error)], []).tripped
+            settled.tripped |= _in_transaction([result], []).tripped
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception as error:
+            settled.tripped |= _in_transaction([_unwritable(result, error)], []).tripped
+    settled.wake_again = _in_transaction([], ends).wake_again
+    return settled
+
+
+def _in_transaction(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
     with transaction.atomic():
-        settled.wake_again = _settle([], ends).wake_again
+        limit_lock_waits()
+        settled = _settle(results, ends)
+    for result in results:
+        result.lane.told |= result.verdict is Verdict.SUCCESS
     return settled
 
 
@@ -152,10 +163,7 @@ def _worth_telling(lane: ClaimedLane) -> bool:
 
     Nobody else sends for it meanwhile, so its count cannot have grown.
     """
-    if lane.well and lane.told:
-        return False
-    lane.told = True
-    return True
+    return not (lane.well and lane.told)
 
 
 def _tell_probed(result: Result) -> None:
@@ -163,23 +171,32 @@ def _tell_probed(result: Result) -> None:
     if result.verdict is Verdict.SUCCESS:
         circuit.reset([lane.subscription_id], epoch=lane.epoch)
     else:
-        circuit.record_failed_probe(lane.subscription_id, lane.epoch, result.error)
+        circuit.record_failed_probe(
+            lane.subscription_id, lane.epoch, result.error, counts=not result.excused
+        )
 
 
+# What was learned of an older epoch, before a reset or of another URL, is forgotten.
 _LEAVE_LANES = """
 WITH ending AS MATERIALIZED (
-    SELECT l.subscription_id, l.wake_again, e."window", e.failures, e.rest, e.retrying_id
+    SELECT l.subscription_id, l.wake_again, e."window", e.failures, e.rest, e.retrying_id,
+        coalesce(s.circuit_epoch = e.epoch, false) AS current
     FROM unnest(
-        %(ids)s::uuid[], %(tokens)s::uuid[], %(windows)s::int[], %(failures)s::int[],
-        %(rests)s::float8[], %(retrying)s::bigint[]
-    ) AS e (subscription_id, token, "window", failures, rest, retrying_id)
+        %(ids)s::uuid[], %(tokens)s::uuid[], %(epochs)s::bigint[], %(windows)s::int[],
+        %(failures)s::int[], %(rests)s::float8[], %(retrying)s::bigint[]
+    ) AS e (subscription_id, token, epoch, "window", failures, rest, retrying_id)
     JOIN deliveries_lane l ON l.subscription_id = e.subscription_id AND l.lease_token = e.token
+    LEFT JOIN subscriptions_subscription s ON s.id = e.subscription_id
     ORDER BY l.subscription_id FOR UPDATE OF l
 )
 UPDATE deliveries_lane lane SET
-    lease_token = NULL, lease_until = NULL, wake_again = false, "window" = ending."window",
-    failures = ending.failures, retrying_id = ending.retrying_id,
-    resume_at = CASE WHEN ending.rest > 0 THEN now() + ending.rest * interval '1 second' END
+    lease_token = NULL, lease_until = NULL, wake_again = false,
+    "window" = CASE WHEN current THEN ending."window" ELSE lane."window" END,
+    failures = CASE WHEN current THEN ending.failures ELSE lane.failures END,
+    retrying_id = CASE WHEN current THEN ending.retrying_id ELSE lane.retrying_id END,
+    resume_at = CASE
+        WHEN NOT current THEN lane.resume_at
+        WHEN ending.rest > 0 THEN now() + ending.rest * interval '1 second' END
 FROM ending WHERE lane.subscription_id = ending.subscription_id
 RETURNING lane.subscription_id, ending.wake_again
 """
@@ -192,6 +209,7 @@ def _leave_lanes(ends: Sequence[LaneEnd]) -> set[UUID]:
             {
                 "ids": [end.lane.subscription_id for end in ends],
                 "tokens": [end.token for end in ends],
+                "epochs": [end.lane.epoch for end in ends],
                 "windows": [end.window for end in ends],
                 "failures": [end.failures for end in ends],
                 "rests": [end.rest for end in ends],
@@ -203,8 +221,11 @@ def _leave_lanes(ends: Sequence[LaneEnd]) -> set[UUID]:
 
 # A success is a success, whatever happened to the delivery meanwhile: the receiver has it. Any
 # other result counts only while this claim's lease is the delivery's: later claims know better.
-# What was held or discarded while its request was in flight stays so. The results come as one
-# JSON text: for PostgreSQL it is as quick to read as arrays, for Python six times as quick to make.
+# What was held or discarded while its request was in flight stays so. Written twice, because the
+# connection was lost with the commit's answer, a result is one attempt; and one that comes after
+# its lease was over takes the place of the attempt that was put down as unknown. The results come
+# as one JSON text: for PostgreSQL it is as quick to read as arrays, for Python six times as quick
+# to make.
 _SETTLE = """
 WITH result AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset(%(results)s::jsonb) AS r (
@@ -240,7 +261,7 @@ WITH result AS MATERIALIZED (
             WHEN d.status IN ('pending', 'held')
                 AND d.lease_until IS NOT DISTINCT FROM r.lease THEN r.error
             ELSE d.last_error END,
-        attempt_count = d.attempt_count + 1,
+        attempt_count = greatest(d.attempt_count, r.number),
         lease_until = CASE
             WHEN r.status = 'succeeded' OR d.lease_until IS NOT DISTINCT FROM r.lease THEN NULL
             ELSE d.lease_until END
@@ -252,6 +273,11 @@ INSERT INTO deliveries_attempt (
 )
 SELECT id, number, outcome, code, error, body, address, to_timestamp(started), duration
 FROM result
+ON CONFLICT (delivery_id, number) DO UPDATE SET
+    outcome = excluded.outcome, status_code = excluded.status_code, error = excluded.error,
+    response_body = excluded.response_body, remote_address = excluded.remote_address,
+    started_at = excluded.started_at, duration_ms = excluded.duration_ms
+WHERE deliveries_attempt.outcome = 'unknown'
 """
 
 
@@ -263,9 +289,9 @@ def _write(results: Sequence[Result], tripped: set[UUID]) -> None:
             "id": one.delivery.id,
             "lease": one.lane.lease,
             # Nothing is lost by tripping: a last retry that trips the circuit is held like the
-            # rest.
+            # rest, and a probe that fails leaves its delivery held.
             "status": "held"
-            if one.next.exhausted and one.lane.subscription_id in tripped
+            if one.next.exhausted and (one.lane.probe or one.lane.subscription_id in tripped)
             else one.next.status,
             "delay": one.next.delay,
             "retries": one.next.retries_used,

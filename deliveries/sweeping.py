@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django.db import connection, transaction
 
-from deliveries.holding import SUBSCRIPTION_DELETED, discard, hold
+from deliveries.holding import BATCH, SUBSCRIPTION_DELETED, discard, hold, release
 from deliveries.wakeups import wake
 
 # Every subscription with pending rows, by a loose scan of the index `delivery_due`: one look-up
@@ -41,11 +41,32 @@ WHERE NOT coalesce(s.enabled, false) OR (
 )
 """
 
+# Subscriptions with held rows though they are active, or deleted: an event whose transaction was
+# still open when the circuit was reset, or what was left of a large backlog. A loose scan again.
+_HELD_AMISS = """
+WITH RECURSIVE first AS (
+    (
+        SELECT subscription_id FROM deliveries_delivery
+        WHERE status = 'held' ORDER BY subscription_id LIMIT 1
+    )
+    UNION ALL
+    SELECT following.* FROM first CROSS JOIN LATERAL (
+        SELECT subscription_id FROM deliveries_delivery
+        WHERE status = 'held' AND subscription_id > first.subscription_id
+        ORDER BY subscription_id LIMIT 1
+    ) following
+)
+SELECT first.subscription_id, s.id IS NULL FROM first
+LEFT JOIN subscriptions_subscription s ON s.id = first.subscription_id
+WHERE coalesce(s.enabled, true)
+"""
+
 _PROBES_DUE = """
 SELECT s.id FROM subscriptions_subscription s
 LEFT JOIN deliveries_lane lane ON lane.subscription_id = s.id
-WHERE s.next_probe_at <= now() AND NOT s.enabled
+WHERE s.next_probe_at <= now() AND NOT s.enabled AND s.recovery = 'automatic'
     AND (lane.lease_until IS NULL OR lane.lease_until < now())
+    AND (lane.resume_at IS NULL OR lane.resume_at <= now())
     AND EXISTS (
         SELECT 1 FROM deliveries_delivery d WHERE d.subscription_id = s.id AND d.status = 'held'
     )
@@ -61,14 +82,18 @@ class Swept:
     probes: int
     stopped: int
     deleted: int
+    released: int = 0
 
 
 def sweep() -> Swept:
     """Wake what is due; returns what was found.
 
-    Deliveries that slipped in while their subscription was being paused or tripped are held,
-    those of a deleted one discarded: an event published in that very moment saw it still there.
+    Deliveries follow their subscription's state here too: an event whose transaction was open
+    while the state changed saw the state before, and large backlogs follow in batches. What is
+    pending on a stopped subscription is held, what is held on an active one released, and what
+    belongs to a deleted one discarded.
     """
+    released = _mend_held()
     healthy: list[UUID] = []
     failing: list[UUID] = []
     stopped: list[UUID] = []
@@ -84,23 +109,38 @@ def sweep() -> Swept:
                 (failing if is_failing else healthy).append(subscription_id)
         cursor.execute(_PROBES_DUE)
         probes = [row[0] for row in cursor.fetchall()]
-    if stopped:
-        _hold_if_stopped(stopped)
+    for subscription_id in stopped:
+        _follow(subscription_id, enabled=False)
     if deleted:
         discard(deleted, SUBSCRIPTION_DELETED, pending_too=True)
     wake(healthy, one_by_one=False)
     wake([*failing, *probes], recovering=True, one_by_one=False)
-    return Swept(len(healthy), len(failing), len(probes), len(stopped), len(deleted))
+    return Swept(len(healthy), len(failing), len(probes), len(stopped), len(deleted), len(released))
 
 
-def _hold_if_stopped(subscription_ids: list[UUID]) -> None:
-    with transaction.atomic(), connection.cursor() as cursor:
-        # Looked at again under the lock: one that was enabled meanwhile keeps its deliveries.
-        cursor.execute(
-            """
-            SELECT id FROM subscriptions_subscription
-            WHERE id = ANY(%s::uuid[]) AND NOT enabled ORDER BY id FOR NO KEY UPDATE
-            """,
-            [subscription_ids],
-        )
-        hold([row[0] for row in cursor.fetchall()])
+def _mend_held() -> list[UUID]:
+    with connection.cursor() as cursor:
+        cursor.execute(_HELD_AMISS)
+        rows = cursor.fetchall()
+    if deleted := [row[0] for row in rows if row[1]]:
+        discard(deleted, SUBSCRIPTION_DELETED)
+    released = [row[0] for row in rows if not row[1]]
+    for subscription_id in released:
+        _follow(subscription_id, enabled=True)
+    return released
+
+
+def _follow(subscription_id: UUID, *, enabled: bool) -> None:
+    """Hold or release all of a subscription's deliveries, in batches, while it stays so."""
+    moved = BATCH
+    while moved == BATCH:
+        with transaction.atomic(), connection.cursor() as cursor:
+            # Looked at again under the lock: its state may have changed since.
+            cursor.execute(
+                "SELECT 1 FROM subscriptions_subscription WHERE id = %s AND enabled = %s "
+                "FOR NO KEY UPDATE",
+                [subscription_id, enabled],
+            )
+            if cursor.fetchone() is None:
+                return
+            moved = (release if enabled else hold)([subscription_id])

@@ -8,20 +8,24 @@ never an event, and nobody waits for it.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from uuid import UUID
 
 import kombu.exceptions
 import redis
+from celery import current_app
 from django.conf import settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from deliveries.queues import DELIVER, RECOVER
 from deliveries.redis_address import RedisAddress
+from deliveries.stages import Stage
 from subscriptions.conf import conf
 
 logger = logging.getLogger(__name__)
@@ -33,6 +37,9 @@ FLAG_SECONDS = 15
 OUTAGE_SECONDS = 3.0
 # The longest that one command to Redis may take, in seconds.
 REDIS_TIMEOUT = 0.3
+
+# How long a publisher waits for its wake-ups to be sent, in seconds.
+PATIENCE = 0.5
 
 
 class Outage:
@@ -114,42 +121,109 @@ def lower_flags(subscription_ids: Sequence[UUID], queue: str) -> None:
         flags_outage.begin(error)
 
 
+@dataclass(slots=True)
+class _Order:
+    """Wake-ups to be sent. `done` is set once they are, or cannot be."""
+
+    subscription_ids: list[UUID]
+    queue: str
+    one_by_one: bool
+    countdown: float | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class _Waker:
+    """Sends wake-ups from a thread of its own, so that nobody waits for a broker that hangs.
+
+    Orders that gather while it is busy share their messages.
+    """
+
+    def __init__(self) -> None:
+        self._stage: Stage[_Order] = Stage("wake", self._handle)
+        # Set while an order waits in vain: who comes after it does not wait at all.
+        self._stuck = False
+
+    def order(self, order: _Order, patience: float) -> None:
+        if current_app.conf.task_always_eager:
+            self._handle([order])
+            return
+        self._stage.put(order)
+        if patience and not self._stuck and not order.done.wait(patience):
+            self._stuck = True
+
+    def _handle(self, orders: list[_Order]) -> None:
+        try:
+            for queue in (DELIVER, RECOVER):
+                now = [one for one in orders if one.queue == queue and one.countdown is None]
+                if now:
+                    _send_now(now, queue)
+            for one in orders:
+                if one.countdown is not None and not broker_outage.lasting():
+                    _send(one.subscription_ids, one.queue, countdown=one.countdown)
+        finally:
+            self._stuck = False
+            for one in orders:
+                one.done.set()
+
+
+_waker = _Waker()
+
+
+def _renew_waker() -> None:
+    # Its thread is the parent's.
+    global _waker
+    _waker = _Waker()
+
+
+os.register_at_fork(after_in_child=_renew_waker)
+
+
 def wake(
-    subscription_ids: Iterable[UUID], *, recovering: bool = False, one_by_one: bool = True
-) -> int:
-    """Wake subscriptions that have due deliveries; returns the number of messages sent.
+    subscription_ids: Iterable[UUID],
+    *,
+    recovering: bool = False,
+    one_by_one: bool = True,
+    patience: float = PATIENCE,
+) -> None:
+    """Wake subscriptions that have due deliveries.
 
     One message for each, unless there are more than `fanout_chunk` of them or `one_by_one` is
-    off. Never raises for a broker or Redis that is away, and takes less than a second then.
+    off. Returns when the messages are with the broker, and after `patience` seconds in any
+    case; never raises because of a broker or a Redis that is away.
     """
-    queue = RECOVER if recovering else DELIVER
     wanted = list(dict.fromkeys(subscription_ids))
-    # No flag is raised while no message can be sent: it would silence the sweep.
-    if not wanted or broker_outage.lasting():
-        return 0
-    woken = _raise_flags(wanted, queue)
-    chunk = conf().fanout_chunk
-    size = 1 if one_by_one and len(woken) <= chunk else chunk
-    sent = 0
-    for start in range(0, len(woken), size):
-        if not _send(woken[start : start + size], queue):
-            lower_flags(woken[start:], queue)
-            break
-        sent += 1
-    return sent
+    if wanted and not broker_outage.lasting():
+        queue = RECOVER if recovering else DELIVER
+        _waker.order(_Order(wanted, queue, one_by_one), patience)
 
 
-def wake_later(subscription_ids: Sequence[UUID], seconds: float) -> None:
+def wake_later(subscription_ids: Iterable[UUID], seconds: float) -> None:
     """Wake subscriptions that are failing after `seconds` (at most about a minute).
 
     Long delays never live in the broker: Redis hands a message out again once its visibility
     timeout is over. The sweep finds what is due later than that.
     """
-    if subscription_ids and not broker_outage.lasting():
-        _send(subscription_ids, RECOVER, countdown=seconds)
+    wanted = list(subscription_ids)
+    if wanted and not broker_outage.lasting():
+        _waker.order(_Order(wanted, RECOVER, True, countdown=seconds), patience=0)
 
 
-def _send(subscription_ids: Sequence[UUID], queue: str, countdown: float | None = None) -> bool:
+def _send_now(orders: list[_Order], queue: str) -> None:
+    # No flag is raised while no message can be sent: it would silence the sweep.
+    if broker_outage.lasting():
+        return
+    wanted = list(dict.fromkeys(one for order in orders for one in order.subscription_ids))
+    woken = _raise_flags(wanted, queue)
+    chunk = conf().fanout_chunk
+    one_by_one = all(order.one_by_one for order in orders) and len(woken) <= chunk
+    size = 1 if one_by_one else chunk
+    for start in range(0, len(woken), size):
+        if not _send(woken[start : start + size], queue):
+            lower_flags(woken[start:], queue)
+            return
+
+
+def _send(subscription_ids: list[UUID], queue: str, countdown: float | None = None) -> bool:
     from deliveries.tasks import deliver
 
     try:

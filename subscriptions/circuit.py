@@ -9,7 +9,8 @@ which state it starts, and only the one that finds it wins. Everything that chan
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 
@@ -176,7 +177,10 @@ _RESET = """
 WITH disabled AS MATERIALIZED (
     SELECT id, auto_disabled_at IS NOT NULL AS tripped FROM subscriptions_subscription
     WHERE id = ANY(%(ids)s::uuid[]) AND NOT enabled
-        AND (%(epoch)s::bigint IS NULL OR circuit_epoch = %(epoch)s)
+        AND (
+            %(epoch)s::bigint IS NULL
+            OR (circuit_epoch = %(epoch)s AND auto_disabled_at IS NOT NULL)
+        )
     ORDER BY id FOR NO KEY UPDATE
 )
 UPDATE subscriptions_subscription s SET
@@ -203,6 +207,7 @@ def reset(
         rows = cursor.fetchall()
         enabled = [row[0] for row in rows]
         if enabled:
+            fuse.mend()
             signals.subscriptions_enabled.send(
                 sender=None, subscription_ids=enabled, discard_held=discard_held
             )
@@ -248,29 +253,41 @@ def _pause(subscription_ids: Iterable[uuid.UUID], *, tripped_too: bool) -> list[
     return paused
 
 
-def begin_epoch(subscription_ids: Iterable[uuid.UUID]) -> None:
-    """Make results of requests that are in flight now count for nothing."""
-    with connection.cursor() as cursor:
+def begin_epoch(subscription_ids: Iterable[uuid.UUID], *, new_receiver: bool = False) -> None:
+    """Make results of requests that are in flight now count for nothing.
+
+    `new_receiver`: the URL is another, so what the old one asked for, a rest say, is over.
+    """
+    ids = list(subscription_ids)
+    with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(
             "UPDATE subscriptions_subscription SET circuit_epoch = circuit_epoch + 1 "
             "WHERE id = ANY(%s::uuid[])",
-            [list(subscription_ids)],
+            [ids],
         )
+        if new_receiver:
+            signals.subscriptions_repointed.send(sender=None, subscription_ids=ids)
 
 
 _PROBE_FAILED = """
 UPDATE subscriptions_subscription SET
-    probe_count = least(probe_count + 1, 100), last_failure_at = now(), last_error = %(error)s,
+    probe_count = least(probe_count + %(counts)s, 100), last_failure_at = now(),
+    last_error = %(error)s,
     next_probe_at = now() + least(
-        %(most)s, %(first)s * power(2.0, least(probe_count + 1, 64))
+        %(most)s, %(first)s * power(2.0, least(probe_count + %(counts)s, 64))
     ) * interval '1 second',
     updated_at = now()
 WHERE id = %(id)s AND NOT enabled AND auto_disabled_at IS NOT NULL AND circuit_epoch = %(epoch)s
 """
 
 
-def record_failed_probe(subscription_id: uuid.UUID, epoch: int, error: str) -> None:
-    """Keep a circuit tripped and plan its next probe (`probe_delay`)."""
+def record_failed_probe(
+    subscription_id: uuid.UUID, epoch: int, error: str, *, counts: bool = True
+) -> None:
+    """Keep a circuit tripped and plan its next probe (`probe_delay`).
+
+    Without `counts` (a fault of our own, a 429) the time to it is not doubled.
+    """
     values = conf()
     with connection.cursor() as cursor:
         cursor.execute(
@@ -279,15 +296,38 @@ def record_failed_probe(subscription_id: uuid.UUID, epoch: int, error: str) -> N
                 "id": subscription_id,
                 "epoch": epoch,
                 "error": error,
+                "counts": int(counts),
                 "first": values.probe_first,
                 "most": values.probe_most,
             },
         )
 
 
+_PLAN_PROBES = """
+UPDATE subscriptions_subscription SET next_probe_at = CASE WHEN recovery = 'automatic'
+    THEN coalesce(next_probe_at, now() + %(first)s * interval '1 second') END
+WHERE id = ANY(%(ids)s::uuid[]) AND NOT enabled AND auto_disabled_at IS NOT NULL
+"""
+
+
+def plan_probes(subscription_ids: Iterable[uuid.UUID]) -> None:
+    """Let a change of `recovery` hold for what is tripped already."""
+    with connection.cursor() as cursor:
+        cursor.execute(_PLAN_PROBES, {"ids": list(subscription_ids), "first": conf().probe_first})
+
+
+# Who sends the signals. A worker's settle stage hands them to a thread of their own: a receiver
+# of the signal that writes an e-mail must not hold up everybody's results.
+announcer: ContextVar[Callable[[Callable[[], None]], None]] = ContextVar("announcer")
+
+
 def _announce(signal: Signal, subscription_ids: list[uuid.UUID]) -> None:
-    if subscription_ids:
-        transaction.on_commit(partial(_send, signal, subscription_ids))
+    if not subscription_ids:
+        return
+    send = partial(_send, signal, subscription_ids)
+    hand_over = announcer.get(None)
+    # Robust: what goes wrong after the commit must not look as if the commit had.
+    transaction.on_commit(send if hand_over is None else partial(hand_over, send), robust=True)
 
 
 def _send(signal: Signal, subscription_ids: list[uuid.UUID]) -> None:

@@ -3,8 +3,9 @@
 If our own network fails, every receiver fails with it, and every circuit would trip, one after
 the other. So trips add up over some minutes, and when they are more than a share of the active
 subscriptions, the fuse blows: nothing trips any more, and an alert says to look at our own
-network. Deliveries go on being retried, gently. The first failing subscription that succeeds
-again mends it. A 410 is an answer, and trips in any case.
+network. Deliveries go on being retried, gently. It is mended by the first failing subscription
+that succeeds again, by an operator's reset, and by itself once the window is over and somebody
+answers: then it was not our network. A 410 is an answer, and trips in any case.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ def allowed_trips(active: int, least: int, share: float) -> float:
 # Locks the row: two workers that trip at the same moment count each other's.
 _LOCK = """
 INSERT INTO subscriptions_tripfuse (id) VALUES (1) ON CONFLICT (id) DO UPDATE SET id = 1
-RETURNING blown_at, coalesce(mended_at, 'epoch')
+RETURNING blown_at, coalesce(mended_at, 'epoch'),
+    blown_at < now() - %(window)s * interval '1 second' AND EXISTS (
+        SELECT 1 FROM subscriptions_subscription s
+        WHERE s.last_success_at > blown_at + %(window)s * interval '1 second'
+    )
 """
 
 _TRIPS = """
@@ -47,8 +52,12 @@ def holds(tripping: int) -> bool:
     """
     values = conf()
     with connection.cursor() as cursor:
-        cursor.execute(_LOCK)
-        blown_at, mended_at = cursor.fetchone()
+        cursor.execute(_LOCK, {"window": values.fuse_window})
+        blown_at, mended_at, outlived = cursor.fetchone()
+        if outlived:
+            mend()
+            cursor.execute(_LOCK, {"window": values.fuse_window})
+            blown_at, mended_at, _ = cursor.fetchone()
         if blown_at is not None:
             return False
         cursor.execute(_TRIPS, {"mended_at": mended_at, "window": values.fuse_window})
@@ -65,7 +74,7 @@ def holds(tripping: int) -> bool:
         active + recent,
         values.fuse_window,
     )
-    transaction.on_commit(partial(_tell, signals.fuse_blown))
+    transaction.on_commit(partial(_tell, signals.fuse_blown), robust=True)
     return False
 
 
@@ -78,8 +87,8 @@ def mend() -> None:
         )
         mended = bool(cursor.rowcount)
     if mended:
-        logger.warning("A failing receiver answers again: circuits may trip as before.")
-        transaction.on_commit(partial(_tell, signals.fuse_mended))
+        logger.warning("The fuse is mended: circuits may trip as before.")
+        transaction.on_commit(partial(_tell, signals.fuse_mended), robust=True)
 
 
 def blown() -> bool:

@@ -192,10 +192,12 @@ class Subscription(models.Model):
             if written := fields - {"enabled"}:
                 super().save(*args, update_fields=written | {"updated_at"}, **kwargs)
             if re_pointed:
-                circuit.begin_epoch([self.pk])
+                circuit.begin_epoch([self.pk], new_receiver=True)
+            if "recovery" in fields:
+                circuit.plan_probes([self.pk])
             if "enabled" in fields and self.enabled:
                 circuit.reset([self.pk])
-            if re_pointed or "enabled" in fields:
+            if re_pointed or {"enabled", "recovery"} & fields:
                 self.refresh_from_db()
         self._remember()
 

@@ -7,7 +7,7 @@ signal sends none: what must not be missed belongs in the tables.
 
 `fuse_blown` and `fuse_mended` (`sender=None`) say that circuits stopped, and go on, tripping.
 
-The last two are the project's own and run inside the transaction that makes the change, so
+The last three are the project's own and run inside the transaction that makes the change, so
 that deliveries follow their subscription's state or neither changes.
 """
 
@@ -21,3 +21,4 @@ fuse_mended = Signal()
 # Arguments: subscription_ids (a list of UUIDs); enabling also has discard_held (a bool).
 subscriptions_stopped = Signal()
 subscriptions_enabled = Signal()
+subscriptions_repointed = Signal()

@@ -9,8 +9,8 @@ from pathlib import Path
 from webhooks_project.supervisor import Program
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-DELIVER_QUEUES = "deliver,maintenance"
-RECOVER_QUEUE = "recover"
+DELIVER_QUEUES = "deliver"
+RECOVER_QUEUES = "recover,maintenance"
 
 WEB_PROCESSES = 2
 WEB_THREADS = 8
@@ -78,6 +78,6 @@ def installation(
     return [
         web(listener),
         *(worker(name, DELIVER_QUEUES, threads, ready_directory) for name in names),
-        worker("recover", RECOVER_QUEUE, threads, ready_directory),
+        worker("recover", RECOVER_QUEUES, threads, ready_directory),
         beat(ready_directory),
     ]

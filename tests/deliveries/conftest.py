@@ -48,9 +48,8 @@ def ordered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[UUID, str, float]]:
     """The wake-ups that would have been sent, as (subscription id, kind, seconds)."""
     calls: list[tuple[UUID, str, float]] = []
 
-    def now(ids: Any, *, recovering: bool = False, one_by_one: bool = True) -> int:
+    def now(ids: Any, *, recovering: bool = False, **_: Any) -> None:
         calls.extend((one, "recover" if recovering else "deliver", 0.0) for one in ids)
-        return len(calls)
 
     def later(ids: Any, seconds: float) -> None:
         calls.extend((one, "recover", seconds) for one in ids)

@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from deliveries.policy import (
+    NO_EVENT,
     OWN_FAULT_DELAY,
-    UNSENDABLE,
+    UNSIGNABLE,
     Next,
     Outcome,
     Schedule,
@@ -72,8 +73,14 @@ def test_our_own_faults_count_for_nothing_and_use_up_no_retry(error: str) -> Non
     )
 
 
-def test_what_cannot_be_sent_ends_at_once_and_blames_nobody() -> None:
-    assert decide(judge(None, UNSENDABLE, None), 0, SCHEDULE, MIDDLE) == Next("failed", None)
+def test_what_cannot_be_signed_gets_the_quick_retries_and_blames_nobody() -> None:
+    outcomes = [decide(UNSIGNABLE, used, SCHEDULE, MIDDLE) for used in range(4)]
+    assert [one.status for one in outcomes] == ["pending", "pending", "pending", "failed"]
+    assert [one.result for one in outcomes] == [None] * 4
+
+
+def test_what_has_no_event_ends_at_once_and_blames_nobody() -> None:
+    assert decide(NO_EVENT, 0, SCHEDULE, MIDDLE) == Next("failed", None)
 
 
 @pytest.mark.parametrize(("used", "delay"), [(0, 1.0), (1, 2.0), (2, 4.0)])

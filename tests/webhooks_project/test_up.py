@@ -175,4 +175,4 @@ def test_several_deliver_workers_have_names_of_their_own(tmp_path):
         for program in programs
         if "--queues" in program.command
     ]
-    assert queues == ["deliver,maintenance"] * 3 + ["recover"]
+    assert queues == ["deliver"] * 3 + ["recover,maintenance"]

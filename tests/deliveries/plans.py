@@ -1,0 +1,85 @@
+"""The plans of the statements that this project runs, as PostgreSQL makes them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db import connections
+from django.db.backends.signals import connection_created
+
+_PLANNED = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One statement's: what it reads by which index, and what it reads from end to end."""
+
+    sql: str
+    indexes: frozenset[str]
+    scanned: frozenset[str]
+
+
+@dataclass
+class Plans:
+    """Every plan of a block, in the order in which the statements came, of all threads."""
+
+    found: list[Plan] = field(default_factory=list)
+
+    def of(self, words: str) -> Plan:
+        """The first plan of a statement with these words, however they are spaced."""
+        wanted = " ".join(words.split())
+        for plan in self.found:
+            if wanted in " ".join(plan.sql.split()):
+                return plan
+        seen = "\n\n".join(plan.sql for plan in self.found)
+        raise AssertionError(f"No statement holds {wanted!r}. There were:\n{seen}")
+
+    def __call__(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        """Wraps Django's execution of a statement: `EXPLAIN` comes first, on the same cursor.
+
+        A server-side cursor can explain nothing; what it reads is meant to be everything.
+        """
+        text = str(sql)
+        named = getattr(context["cursor"].cursor, "name", "")
+        if _PLANNED.match(text) and not many and not named:
+            execute(f"EXPLAIN (FORMAT JSON) {text}", params, False, context)
+            (answer,) = context["cursor"].fetchone()
+            nodes = list(_nodes((json.loads(answer) if isinstance(answer, str) else answer)[0]))
+            self.found.append(
+                Plan(
+                    sql=text,
+                    indexes=frozenset(node["Index Name"] for node in nodes if "Index Name" in node),
+                    scanned=frozenset(
+                        node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"
+                    ),
+                )
+            )
+        return execute(sql, params, many, context)
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    node = plan.get("Plan", plan)
+    yield node
+    for child in node.get("Plans", ()):
+        yield from _nodes(child)
+
+
+@contextmanager
+def explained() -> Iterator[Plans]:
+    """Explain every statement in the block, on this thread's connection and on new ones."""
+    plans = Plans()
+
+    def add(connection: Any, **_: Any) -> None:
+        connection.execute_wrappers.append(plans)
+
+    connection_created.connect(add)
+    try:
+        with connections["default"].execute_wrapper(plans):
+            yield plans
+    finally:
+        connection_created.disconnect(add)
