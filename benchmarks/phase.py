@@ -135,6 +135,10 @@ class Phase:
         number = len(self.expected) if wanted is None else wanted
         self._bench.wait_for_arrivals(self._receiver, self._arrived_before + number)
 
+    def arrived(self) -> int:
+        """How many have arrived in this phase until now."""
+        return self._receiver.arrived.count() - self._arrived_before
+
     def lines(self) -> str:
         """The receiver's log of this phase."""
         with self._receiver.log.open() as log:

@@ -69,7 +69,7 @@ def backlog(
     The clock starts with the first arrival. `after` is called while the database is still there.
     """
     with trial(place) as bench:
-        receiver, publisher = _subscribed(bench, subscriptions, SHARED)
+        receiver, publisher = subscribed(bench, subscriptions, SHARED)
         phase = Phase(bench, receiver)
         said = phase.publish(
             publisher, **to_all(subscriptions), events=deliveries // subscriptions, batch=100
@@ -98,7 +98,7 @@ def live(place: Place, events: int, subscriptions: int = 20) -> Measured:
 
 def _one_after_the_other(place: Place, name: str, events: int, subscriptions: int) -> Measured:
     with trial(place) as bench:
-        receiver, publisher = _subscribed(bench, subscriptions, SHARED)
+        receiver, publisher = subscribed(bench, subscriptions, SHARED)
         bench.start_workers()
         warm_up(bench, receiver, publisher, **to_all(subscriptions))
         return run_phase(bench, name, receiver, publisher, **to_all(subscriptions), events=events)
@@ -107,7 +107,7 @@ def _one_after_the_other(place: Place, name: str, events: int, subscriptions: in
 def narrow(place: Place, events: int, in_hundreds: int) -> list[Measured]:
     """Each event is for one of 20,000 subscriptions: published singly, then in hundreds."""
     with trial(place) as bench:
-        receiver, publisher = _subscribed(bench, NARROW, OWN)
+        receiver, publisher = subscribed(bench, NARROW, OWN)
         bench.start_workers()
         warm_up(bench, receiver, publisher, **to_each(NARROW))
         return [
@@ -128,7 +128,7 @@ def narrow(place: Place, events: int, in_hundreds: int) -> list[Measured]:
 def latency(place: Place, seconds: float, subscriptions: int = 20) -> list[Measured]:
     """Fifty events a second to healthy receivers: each for one of them, then each for all."""
     with trial(place) as bench:
-        receiver, publisher = _subscribed(bench, subscriptions, OWN)
+        receiver, publisher = subscribed(bench, subscriptions, OWN)
         subscribe(publisher, receiver, subscriptions, SHARED, first=subscriptions)
         bench.start_workers()
         together = to_all(subscriptions, first=subscriptions)
@@ -162,7 +162,8 @@ def spread(latencies: list[float]) -> dict[str, float]:
     }
 
 
-def _subscribed(bench: Trial, subscriptions: int, pattern: str) -> tuple[Receiver, Child]:
+def subscribed(bench: Trial, subscriptions: int, pattern: str) -> tuple[Receiver, Child]:
+    """A receiver with so many subscriptions, and an application."""
     receiver, publisher = bench.receiver(), bench.publisher()
     subscribe(publisher, receiver, subscriptions, pattern)
     return receiver, publisher

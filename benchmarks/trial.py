@@ -32,6 +32,7 @@ class Trial:
         self._directory = directory
         self._stack = stack
         self._pids: dict[str, int] = {}
+        self._workers: set[str] = set()
         self._supervisors: list[Supervisor] = []
         self._log = place.directory / "workers.log"
         self._output: TextIO = stack.enter_context(self._log.open("w"))
@@ -73,17 +74,26 @@ class Trial:
             self._output,
             stop_seconds=20,
         )
+        self._supervisors.append(supervisor)
+        self._stack.callback(self.stop_workers)
         supervisor.start()
-        self._stack.callback(supervisor.stop)
         try:
             supervisor.wait_until_ready(START_SECONDS)
         except RuntimeError as error:
             raise BenchmarkError(f"{error}; from {self._log}:\n{tail(self._log)}") from None
-        self._supervisors.append(supervisor)
         for name in [*names, "recover", "beat"]:
             pid = supervisor.pid(name)
             assert pid is not None
             self._pids[name] = pid
+            self._workers.add(name)
+
+    def stop_workers(self) -> None:
+        """End them as a deployment does. Harmless if none runs."""
+        for supervisor in self._supervisors:
+            supervisor.stop()
+        self._supervisors.clear()
+        self._pids = {name: pid for name, pid in self._pids.items() if name not in self._workers}
+        self._workers.clear()
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds of each program until now."""

@@ -20,6 +20,7 @@ from django.db import connection, transaction
 from deliveries.bodies import EventBodies, Payload
 from subscriptions.conf import conf
 from subscriptions.crypto import SecretUnreadable
+from subscriptions.validators import is_reserved
 
 LOCK_WAIT = "200ms"
 # What one claim takes at most, shared by its lanes: what is claimed is soon sent, or given back.
@@ -289,7 +290,7 @@ def _lane(row: _Row, decrypt: Callable[[str], str]) -> ClaimedLane:
         subscription_id=row.subscription_id,
         name=row.name,
         url=row.url,
-        headers=json.loads(row.headers),
+        headers=_headers(row.headers),
         epoch=row.epoch,
         secrets=secrets,
         unsendable=unsendable,
@@ -299,6 +300,14 @@ def _lane(row: _Row, decrypt: Callable[[str], str]) -> ClaimedLane:
         probe=row.probe,
         well=row.well,
     )
+
+
+def _headers(stored: str) -> dict[str, str]:
+    """A subscription's own headers; what was stored past validation cannot replace ours."""
+    prefix = conf().header_prefix
+    return {
+        name: value for name, value in json.loads(stored).items() if not is_reserved(name, prefix)
+    }
 
 
 def _take_deliveries(

@@ -59,9 +59,7 @@ def signed_post(
     request = requests.PreparedRequest()
     request.method = "POST"
     request.url = url
-    # A plain dict: no name comes twice, whatever its case (`validate_headers` saw to that).
-    request.headers = {  # type: ignore[assignment]
-        **headers,
+    own = {
         "Content-Type": "application/json",
         "User-Agent": USER_AGENT,
         **signing.headers(
@@ -73,6 +71,12 @@ def signed_post(
             prefix=conf().header_prefix,
         ),
     }
+    if headers:
+        # `validate_headers` refused these names, but under the prefix of its time.
+        taken = {name.lower() for name in own}
+        own |= {name: text for name, text in headers.items() if name.lower() not in taken}
+    # A plain dict: making one that ignores case costs as much as signing.
+    request.headers = own  # type: ignore[assignment]
     request.body = body
     return request
 

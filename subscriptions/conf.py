@@ -99,6 +99,12 @@ def _networks(text: str) -> tuple[Network, ...]:
         ) from None
 
 
+def _file(text: str) -> str:
+    if text and not os.path.isfile(text):
+        raise ValueError("the path of a file that exists")
+    return text
+
+
 def _fernet_keys(text: str) -> tuple[str, ...]:
     keys = tuple(part.strip() for part in text.split(",") if part.strip())
     for number, key in enumerate(keys, 1):
@@ -209,7 +215,7 @@ class WebhookSettings:
     )
     dns_cache: float = _setting(30.0, _seconds(0, 3600), "how long a resolved host name is reused")
     ca_file: str = _setting(
-        "", str, "certificate authorities (PEM) to trust instead of the bundle of certifi"
+        "", _file, "certificate authorities (PEM) to trust instead of the bundle of certifi"
     )
     hold_days: float = _setting(
         7.0, _seconds(0.0001), "days after which a held delivery expires and is discarded"
@@ -261,6 +267,7 @@ PROCESS_VARIABLES = {
     "WEBHOOKS_READY_FILE",
     "WEBHOOKS_DEBUG",
     "WEBHOOKS_DEMO",
+    "WEBHOOKS_ENV_FILE",
     "WEBHOOKS_ALLOWED_HOSTS",
     "WEBHOOKS_LOG_LEVEL",
 }

@@ -38,6 +38,9 @@ class UnsupportedScheme(MalformedURL):
     """A URL, but neither http nor https."""
 
 
+_REMEDY = "WEBHOOKS_ALLOWED_NETWORKS can let it through, for example 127.0.0.0/8."
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A network that is refused: `what` it is, and the `source` that says so."""
@@ -278,13 +281,13 @@ def parse_url(url: str, allowed: Sequence[Network] | None = None) -> Destination
     if address is not None:
         reason = check_address(address, allowed)
         if reason is not None:
-            raise DestinationRefused(f"The host of {shown} is refused: {reason}.")
+            raise DestinationRefused(f"The host of {shown} is refused: {reason}. {_REMEDY}")
         if host != str(address):
             # Octal, hex and short spellings: some parser somewhere reads them differently.
             raise MalformedURL(f"The host of {shown} means {address}; write that instead.")
     elif _is_localhost(host) and all(check_address(a, allowed) for a in ("127.0.0.1", "::1")):
         raise DestinationRefused(
-            f"The host of {shown} is refused: {host} is this machine itself (RFC 6761)."
+            f"The host of {shown} is refused: {host} is this machine itself (RFC 6761). {_REMEDY}"
         )
     bracketed = f"[{host}]" if ":" in host else host
     suffix = "" if port == _DEFAULT_PORTS[scheme] else f":{port}"

@@ -6,6 +6,7 @@ from pathlib import Path
 for _name in [name for name in os.environ if name.startswith("WEBHOOKS_")]:
     if _name != "WEBHOOKS_LOCAL_DIR":
         del os.environ[_name]
+os.environ["WEBHOOKS_ENV_FILE"] = ""
 os.environ.setdefault(
     "WEBHOOKS_LOCAL_DIR", str(Path(__file__).resolve().parent.parent / ".local" / "test")
 )

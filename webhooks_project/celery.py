@@ -15,7 +15,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "webhooks_project.settings")
 warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
 
 app = Celery("webhooks_project")
-app.config_from_object("webhooks_project.celeryconfig")
+app.config_from_object("deliveries.celeryconfig")
 app.autodiscover_tasks()
 
 

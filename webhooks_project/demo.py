@@ -127,8 +127,11 @@ class Story:
         self.latencies = Latencies()
         self.event_ids: list[str] = []
 
-    def run(self) -> dict[str, Any]:
-        """Tell it; returns the figures, `held` among them: whether it ended as it should."""
+    def run(self, afterwards: Callable[[dict[str, Any]], None]) -> None:
+        """Tell it, then call `afterwards` with the figures while the receivers still listen.
+
+        `held` among them says whether the story ended as it should.
+        """
         with ExitStack() as stack:
             healthy = stack.enter_context(Receiver(on_request=self._arrived))
             unsteady = stack.enter_context(Receiver(respond=flaky()))
@@ -146,7 +149,7 @@ class Story:
             circuit.reset([subscriptions["dead"].pk])
             self.tell("reset: its circuit is active again, gently, one request at first")
             returned = self._wait_for_the_rest(receivers)
-            return self._conclude(receivers, subscriptions, tripped_after, held, returned)
+            afterwards(self._conclude(receivers, subscriptions, tripped_after, held, returned))
 
     def _subscribe(self, receivers: dict[str, Receiver]) -> dict[str, Subscription]:
         wanted = {
@@ -164,7 +167,7 @@ class Story:
             if name in receivers:
                 receiver.add_secret(secret)
         self.tell("four subscriptions:  healthy   order.>")
-        self.tell("                     flaky     order.created   (every 4th event gets a 503)")
+        self.tell("                     flaky     order.created   (503 for every 4th)")
         self.tell("                     dead      order.>         (nobody listens)")
         self.tell("                     quiet     invoice.*       (matches nothing)")
         return made
@@ -195,6 +198,7 @@ class Story:
                         f"the dead receiver tripped after {tripped_after:.1f} s: "
                         f"{dead.consecutive_failures} failures in a row"
                     )
+                    self.tell("  (an attempt and its three quick retries are one failure)")
                     self.tell(f"  last error: {dead.last_error}"[:78])
         self._tell_latency("while the dead one was failing", self.event_ids[:split])
         self._tell_latency("after it had tripped", self.event_ids[split:])
@@ -228,7 +232,7 @@ class Story:
         ]
         answers = " → ".join(str(one.status_code) for one in history)
         self.tell(f"the flaky one needed {count} retries; one of them: {answers}")
-        self.tell(f"  delay before each retry: {', '.join(delays)}  (planned 0.2, 0.4, 0.8)")
+        self.tell(f"  after {', '.join(delays)} (the first retry is planned after 0.2 s)")
 
     def _wait_for_the_rest(self, receivers: dict[str, Receiver]) -> float:
         """Until every receiver has every event; returns how long that took."""

@@ -20,7 +20,9 @@ from webhooks_project.keys import local_keys
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
-load_dotenv(BASE_DIR / ".env")
+# Another file by WEBHOOKS_ENV_FILE, or none if that is empty.
+if _env_file := os.environ.get("WEBHOOKS_ENV_FILE", str(BASE_DIR / ".env")):
+    load_dotenv(_env_file)
 
 
 def _flag(name: str) -> bool:
@@ -126,8 +128,6 @@ except ValueError as error:
 CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL") or (
     engines.broker_url() if engines.embedded_redis() else _redis.broker_url
 )
-# Empty for a broker of its own.
-CELERY_TRANSPORT_OPTIONS = {} if os.environ.get("CELERY_BROKER_URL") else _redis.transport_options
 
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
@@ -139,6 +139,11 @@ STATIC_URL = "static/"
 STATIC_ROOT = os.environ.get("STATIC_ROOT") or None
 WHITENOISE_USE_FINDERS = True
 
+_log_level = os.environ.get("WEBHOOKS_LOG_LEVEL", "INFO").upper()
+if _log_level not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
+    raise ImproperlyConfigured(
+        f"WEBHOOKS_LOG_LEVEL is {_log_level!r}; it must be DEBUG, INFO, WARNING, ERROR or CRITICAL."
+    )
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -146,6 +151,6 @@ LOGGING = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {
         "handlers": ["stderr"],
-        "level": os.environ.get("WEBHOOKS_LOG_LEVEL", "INFO").upper(),
+        "level": _log_level,
     },
 }

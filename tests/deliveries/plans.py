@@ -26,18 +26,19 @@ class Plan:
 
 @dataclass
 class Plans:
-    """Every plan of a block, in the order in which the statements came, of all threads."""
+    """Explains what is executed in the block of `watched`, by any thread."""
 
     found: list[Plan] = field(default_factory=list)
+    watching: bool = False
 
-    def of(self, words: str) -> Plan:
-        """The first plan of a statement with these words, however they are spaced."""
-        wanted = " ".join(words.split())
-        for plan in self.found:
-            if wanted in " ".join(plan.sql.split()):
-                return plan
-        seen = "\n\n".join(plan.sql for plan in self.found)
-        raise AssertionError(f"No statement holds {wanted!r}. There were:\n{seen}")
+    @contextmanager
+    def watched(self) -> Iterator[list[Plan]]:
+        """The plans of the block's statements, complete when it is over."""
+        self.found, self.watching = [], True
+        try:
+            yield self.found
+        finally:
+            self.watching = False
 
     def __call__(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         """Wraps Django's execution of a statement: `EXPLAIN` comes first, on the same cursor.
@@ -46,7 +47,7 @@ class Plans:
         """
         text = str(sql)
         named = getattr(context["cursor"].cursor, "name", "")
-        if _PLANNED.match(text) and not many and not named:
+        if self.watching and _PLANNED.match(text) and not many and not named:
             execute(f"EXPLAIN (FORMAT JSON) {text}", params, False, context)
             (answer,) = context["cursor"].fetchone()
             nodes = list(_nodes((json.loads(answer) if isinstance(answer, str) else answer)[0]))
@@ -70,8 +71,8 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def explained() -> Iterator[Plans]:
-    """Explain every statement in the block, on this thread's connection and on new ones."""
+def explaining() -> Iterator[Plans]:
+    """Ready to explain, on this thread's connection and on those that are made in the block."""
     plans = Plans()
 
     def add(connection: Any, **_: Any) -> None:

@@ -146,6 +146,7 @@ def environment(broker: redis.Redis, configure: Callable[..., None]) -> dict[str
     return {
         **kept,
         "DJANGO_SETTINGS_MODULE": "webhooks_project.settings",
+        "WEBHOOKS_ENV_FILE": "",
         "DATABASE_URL": f"postgresql://postgres@/{name}?host={host}",
         "REDIS_URL": settings.REDIS_URL,
         "CELERY_BROKER_URL": settings.CELERY_BROKER_URL,

@@ -101,7 +101,7 @@ class Installation:
             [
                 self._worker_program("deliver1", programs.DELIVER_QUEUES),
                 self._worker_program("deliver2", programs.DELIVER_QUEUES),
-                self._worker_program("recover", programs.RECOVER_QUEUE),
+                self._worker_program("recover", programs.RECOVER_QUEUES),
             ]
         )
 
@@ -111,7 +111,7 @@ class Installation:
             [
                 self._worker_program("deliver1", programs.DELIVER_QUEUES),
                 self._worker_program("deliver2", programs.DELIVER_QUEUES),
-                self._worker_program("recover", programs.RECOVER_QUEUE),
+                self._worker_program("recover", programs.RECOVER_QUEUES),
                 programs.beat(self._directory),
             ]
         )

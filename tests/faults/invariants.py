@@ -244,7 +244,7 @@ def read(world: World) -> Facts:
 _DELIVERIES = """
 SELECT event_id, subscription_id, id, status, attempt_count, next_attempt_at IS NOT NULL,
     greatest(0, coalesce(extract(epoch FROM now() - next_attempt_at), 0))::float8,
-    lease_until IS NOT NULL
+    lease_until IS NOT NULL AND (status = 'pending' OR lease_until > now())
 FROM deliveries_delivery
 """
 

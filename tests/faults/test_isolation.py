@@ -24,6 +24,7 @@ HEALTHY = 50
 RATE = 50.0
 PHASE = 6.0
 DUE = 10_000
+SLOW, SLOW_RATE = 10, 15.0
 # The p99 of the healthy with the bad ones about, over that without them.
 MOST = 1.3
 DEADLINE_SLACK = 0.5
@@ -138,7 +139,7 @@ def test_black_holes_slow_nobody_else_down(world: World, measured: Row, holes: i
 @pytest.mark.timeout(180)
 @pytest.mark.fault(
     "receivers that drip a byte a second, that answer after 9 s, that never end the handshake; "
-    "20 lanes of each, next to 50 healthy ones",
+    f"{SLOW} lanes of each, next to {HEALTHY} healthy ones",
     f"deadline of 10 s kept within {DEADLINE_SLACK} s; the healthy p99 at most {MOST} times",
 )
 def test_slow_receivers_are_cut_off_and_slow_nobody_else_down(world: World, measured: Row) -> None:
@@ -150,7 +151,7 @@ def test_slow_receivers_are_cut_off_and_slow_nobody_else_down(world: World, meas
         "late": late.url,
         "handshake": world.receivers.silent().replace("http:", "https:"),
     }
-    slow = {kind: [f"{kind}.{n}" for n in range(20)] for kind in kinds}
+    slow = {kind: [f"{kind}.{n}" for n in range(SLOW)] for kind in kinds}
     for kind, names in slow.items():
         for name in names:
             world.subscribe(kinds[kind], [name], name=name, recovery="manual")
@@ -158,9 +159,10 @@ def test_slow_receivers_are_cut_off_and_slow_nobody_else_down(world: World, meas
     world.installation.standard()
     neighbourhood.measure(1)  # until connections and caches are warm
     without = neighbourhood.measure(2)
-    world.ledger.publish_many([name for name in every for _ in range(20)])
-    among = neighbourhood.measure(4)
+    with world.load(SLOW_RATE, every):
+        among = neighbourhood.measure(4)
     circuit.pause([world.lanes[name].id for name in every])
+    eventually(lambda: late.in_flight.total() == 0, "the last answers after 9 s")
     without += neighbourhood.measure(2)
     world.wait_until_settled()
     for kind in ("drip", "handshake"):

@@ -22,7 +22,8 @@ from deliveries.transport import Transport
 from deliveries.transport.libcurl import pycurl
 from tests.deliveries.transport import hostile
 from tests.deliveries.transport.conftest import post
-from tests.deliveries.transport.hostile import OK, Connection, Receiver, receiver
+from tests.deliveries.transport.hostile import OK, Connection, receiver
+from tests.webhooks_project.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 Maker = Callable[..., Transport]
@@ -55,7 +56,7 @@ def test_a_proxy_of_the_environment_sees_nothing(
         assert make_transport().send(post(server.url)).status_code == 200
         assert proxy.connections == 0
         plain_request(server.url)
-        assert _connected(proxy)
+        assert eventually(lambda: proxy.connections)  # counted by a thread of its own
 
 
 @pytest.mark.parametrize("name", ["https_proxy", "HTTPS_PROXY", "all_proxy"])
@@ -71,7 +72,7 @@ def test_a_proxy_of_the_environment_sees_nothing_of_https_either(
         assert transport.send(post(server.url)).status_code == 200
         assert proxy.connections == 0
         plain_request(server.url)
-        assert _connected(proxy)
+        assert eventually(lambda: proxy.connections)  # counted by a thread of its own
 
 
 @pytest.mark.parametrize("place", ["HOME", "NETRC", "CURL_HOME"])
@@ -272,13 +273,3 @@ def _context(authority: trustme.CA) -> ssl.SSLContext:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(made)
     return made
-
-
-def _connected(trap: Receiver) -> bool:
-    """The listener counts on a thread of its own, perhaps a moment after the client gave up."""
-    import time
-
-    deadline = time.monotonic() + 10
-    while not trap.connections and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return trap.connections > 0

@@ -124,7 +124,7 @@ def check_dialled(url: str) -> Destination | None:
 def test_libcurl_dials_the_host_that_the_guard_saw() -> None:
     accepted: set[str] = set()
 
-    @settings(FIXED, max_examples=1500)
+    @settings(FIXED, max_examples=1200)
     @given(urls())
     @example("http://example.com/")
     @example("https://EXAMPLE.com:08443/a?b")

@@ -93,19 +93,24 @@ class Command(BaseCommand):
             supervisor.start()
             try:
                 supervisor.wait_until_ready(60)
-                figures = Story(tell).run()
-                if options["json"]:
-                    self.stdout.write(json.dumps(figures, indent=2))
-                if once:
+
+                def afterwards(figures: dict[str, Any]) -> None:
+                    if options["json"]:
+                        self.stdout.write(json.dumps(figures, indent=2))
                     if not figures["held"]:
                         raise CommandError("the story did not hold; see above and the log")
-                    return
-                tell("")
-                tell(f"admin  http://127.0.0.1:{listener.getsockname()[1]}/admin/")
-                tell(f"login  admin / {password}")
-                tell("Ctrl-C ends everything.")
-                supervisor.wait()
-                raise CommandError(supervisor.reason or "the programs have ended")
+                    if once:
+                        return
+                    tell("")
+                    tell(f"admin  http://127.0.0.1:{listener.getsockname()[1]}/admin/")
+                    tell(f"login  admin / {password}")
+                    tell("The receivers still listen. Commands see the demo's data with")
+                    tell(f"  WEBHOOKS_LOCAL_DIR={_short(directory)}")
+                    tell("Ctrl-C ends everything.")
+                    supervisor.wait()
+                    raise CommandError(supervisor.reason or "the programs have ended")
+
+                Story(tell).run(afterwards)
             except RuntimeError as error:
                 raise CommandError(f"{error}; see {log_path}") from None
             finally:

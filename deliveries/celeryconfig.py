@@ -3,14 +3,19 @@
 from django.conf import settings
 
 from deliveries.queues import DELIVER, MAINTENANCE
+from deliveries.redis_address import RedisAddress
+from subscriptions.conf import conf
 
-broker_url = settings.CELERY_BROKER_URL
+_redis = RedisAddress.parse(settings.REDIS_URL)
+
+# `CELERY_BROKER_URL` of the Django settings, or the Redis that holds the wake-up flags.
+broker_url = getattr(settings, "CELERY_BROKER_URL", "") or _redis.broker_url
 # The first connection of a worker or beat may come before the broker is up; wait for it.
 broker_connection_retry_on_startup = True
 # A publisher never waits for a broker that is gone: the rows are committed, the sweep finds them.
 broker_connection_timeout = 0.5
 broker_transport_options = {
-    **settings.CELERY_TRANSPORT_OPTIONS,
+    **(_redis.transport_options if broker_url == _redis.broker_url else {}),
     "socket_connect_timeout": 0.5,
     "socket_timeout": 0.5,
     "socket_keepalive": True,
@@ -41,8 +46,8 @@ beat_max_loop_interval = 1
 beat_schedule = {
     "webhooks: sweep": {
         "task": "deliveries.tasks.sweep",
-        "schedule": settings.WEBHOOKS.sweep_interval,
-        "options": {"queue": MAINTENANCE, "expires": max(10, 2 * settings.WEBHOOKS.sweep_interval)},
+        "schedule": conf().sweep_interval,
+        "options": {"queue": MAINTENANCE, "expires": max(10, 2 * conf().sweep_interval)},
     },
     "webhooks: housekeeping": {
         "task": "deliveries.tasks.housekeeping",

@@ -1,0 +1,201 @@
+"""What an event costs, in counts that do not depend on how fast the machine is.
+
+A number that goes up here is a slower product; the benchmark says by how much.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+import pytest
+import redis
+from django.conf import settings
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+
+from deliveries import NewEvent, publish, publish_many, sending, wakeups
+from deliveries.models import Delivery
+from deliveries.receiver import Receiver
+from deliveries.sending import Sender
+from deliveries.settling import settle
+from deliveries.wakeups import lower_flags, wake
+from subscriptions.topics import PatternTrie
+from tests.factories import make_subscription, statuses
+from webhooks_project import engines
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+QUEUE = "deliver"
+
+
+def numbered(count: int) -> list[NewEvent]:
+    return [NewEvent(topic="test.one", payload={"n": n}) for n in range(count)]
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
+    """The broker's own database of the embedded Valkey, empty; the flags are in the other.
+
+    A machine that is slow just now makes no flag expire, and no command time out.
+    """
+    engines.ensure()
+    monkeypatch.setattr(wakeups, "FLAG_SECONDS", 600)
+    monkeypatch.setattr(wakeups, "REDIS_TIMEOUT", 30.0)
+    wakeups.flags.cache_clear()
+    wakeups.flags_outage._until = wakeups.broker_outage._until = 0.0
+    client: redis.Redis = redis.Redis.from_url(settings.REDIS_URL.replace("db=1", "db=0"))
+    client.flushall()
+    yield client
+    client.flushall()
+    client.close()
+    wakeups.flags.cache_clear()
+
+
+# Publishing
+
+
+@pytest.mark.usefixtures("ordered")
+def test_an_event_is_published_in_two_statements_and_so_are_a_hundred() -> None:
+    for _ in range(20):
+        make_subscription()
+    publish("test.one", {})  # the first call of a process reads all patterns
+    with transaction.atomic():
+        with CaptureQueriesContext(connection) as one:
+            publish("test.one", {})
+        with CaptureQueriesContext(connection) as many:
+            publish_many(numbered(100))
+    assert (len(one), len(many)) == (2, 2)
+    assert Delivery.objects.count() == 20 * 102
+
+
+# Settling
+
+
+class Counted:
+    """Stands before `settle`: how many results each call had, and how many statements it took."""
+
+    def __init__(self, hold_first: threading.Event) -> None:
+        self.calls: list[tuple[int, int]] = []
+        self._hold_first = hold_first
+
+    def __call__(self, results: Sequence[Any], ends: Sequence[Any]) -> Any:
+        if not self.calls and not self._hold_first.wait(30):
+            raise AssertionError("the other results never came")
+        statements = 0
+
+        def count(execute: Any, *arguments: Any) -> Any:
+            nonlocal statements
+            statements += 1
+            return execute(*arguments)
+
+        with connection.execute_wrapper(count):
+            settled = settle(results, ends)
+        self.calls.append((len(results), statements))
+        return settled
+
+
+@pytest.mark.usefixtures("ordered")
+def test_results_that_finish_together_are_settled_in_three_statements(
+    sender: Sender, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscription = make_subscription(url=receiver.url, max_in_flight=10)
+    publish_many(numbered(10))
+    all_answered = threading.Event()
+    counted = Counted(all_answered)
+    monkeypatch.setattr(sending, "settle", counted)
+    hand_over, answered = sender.settle, []
+
+    def note(item: Any) -> None:
+        hand_over(item)
+        answered.append(item)
+        if len(answered) == 10:
+            all_answered.set()
+
+    monkeypatch.setattr(sender, "settle", note)
+    sender.serve([subscription.pk], recovering=False)
+    assert statuses(subscription) == {"succeeded": 10}
+    # The first call holds what had come when it began, the second all the rest.
+    assert sum(results for results, _ in counted.calls[:2]) == 10
+    assert max(statements for _, statements in counted.calls) <= 3
+
+
+# Waking
+
+
+def woken(broker: redis.Redis, ids: Sequence[UUID]) -> int:
+    """How many messages wait in the queue after these subscriptions were woken."""
+    wake(ids, patience=30)
+    return int(broker.llen(QUEUE))  # type: ignore[arg-type]
+
+
+def test_a_subscription_whose_wake_up_waits_gets_no_second_one(broker: redis.Redis) -> None:
+    ids = [UUID(int=number) for number in range(20)]
+    first = woken(broker, ids)
+    assert 1 <= first <= 20
+    for _ in range(10):
+        assert woken(broker, ids) == first
+    lower_flags(ids, QUEUE)
+    assert woken(broker, ids) == 2 * first
+
+
+def test_many_subscriptions_are_woken_a_hundred_in_a_message(broker: redis.Redis) -> None:
+    assert woken(broker, [UUID(int=number) for number in range(1000)]) == 10
+
+
+# What grows
+
+
+def entries(index: str) -> int:
+    """How many rows the index points to."""
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM (ANALYZE) deliveries_delivery")
+        cursor.execute("SELECT reltuples::bigint FROM pg_class WHERE relname = %s", [index])
+        (found,) = cursor.fetchone()
+    return int(found)
+
+
+def test_the_index_of_what_is_due_holds_nothing_that_is_finished(
+    send: Callable[..., None], receiver: Receiver
+) -> None:
+    subscription = make_subscription(url=receiver.url, max_in_flight=50)
+    publish_many(numbered(200))
+    assert entries("delivery_due") == 200
+    send(subscription)
+    assert statuses(subscription) == {"succeeded": 200}
+    # Somebody's old snapshot, such as autovacuum's, may keep dead entries for a moment.
+    deadline = time.monotonic() + 30
+    while entries("delivery_due") and time.monotonic() < deadline:
+        threading.Event().wait(0.05)
+    assert entries("delivery_due") == 0
+
+
+MOST_INDEXES = {"deliveries_event": 3, "deliveries_delivery": 6, "deliveries_attempt": 2}
+
+
+@pytest.mark.parametrize("table", MOST_INDEXES)
+def test_a_row_is_entered_in_few_indexes(table: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT indexname FROM pg_indexes WHERE tablename = %s", [table])
+        found = [row[0] for row in cursor.fetchall()]
+    assert len(found) <= MOST_INDEXES[table], found
+
+
+def test_a_subscription_takes_less_than_a_kilobyte_of_the_topic_index() -> None:
+    count = 5000
+    gc.collect()
+    tracemalloc.start()
+    try:
+        trie: PatternTrie[UUID] = PatternTrie()
+        for number in range(count):
+            trie.add(f"customer.{number}.order.*", UUID(int=number))
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert trie.match("customer.42.order.created") == [UUID(int=42)]
+    assert used / count < 1024
