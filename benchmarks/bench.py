@@ -1,11 +1,13 @@
 """Measure this project: `make bench`, or `make bench-quick` for a glance.
 
-    python benchmarks/bench.py [--quick] [--only NAME …] [--directory DIR]
+    python benchmarks/bench.py [--growth] [--quick] [--only NAME …] [--directory DIR]
 
-A whole run writes docs/performance.md; a quick one, or one of some scenarios, only prints. Exit
-status 1 if a delivery was missing, came twice or was not recorded, or if something did not run.
-A demand that is not met is said in the tables; it does not fail the run, because it may be the
-machine's fault.
+A whole run writes docs/performance.md; a quick one, or one of some scenarios, only prints. With
+`--growth` the costs are measured at many sizes instead, up to ten million deliveries in history.
+
+Exit status 1 if a delivery was missing, came twice or was not recorded, or if something did not
+run. A demand that is not met is said in the tables; it does not fail the run, because it may be
+the machine's fault.
 """
 
 from __future__ import annotations
@@ -16,16 +18,19 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import document
+import growth
 import isolation
 import limit
 import reference
 import report
+import retention
 import scenarios
 from machine import Machine
 from measuring import BenchmarkError
@@ -36,6 +41,7 @@ from targets import Results
 
 from webhooks_project.engines import EngineError
 
+NAMES = ("backlog", "wide", "live", "narrow", "latency", "skewed", "slow", "scale-out")
 SUBSCRIPTIONS = 20
 # What this project has in flight to them: ten for each.
 WIDTH = 10 * SUBSCRIPTIONS
@@ -50,21 +56,9 @@ class Run:
         self._sizes = sizes
 
     def scenarios(self) -> dict[str, Callable[[], None]]:
-        """By name, in the order in which they are run; a quick run leaves out the last ones."""
-        quick: dict[str, Callable[[], None]] = {
-            "backlog": self._backlog,
-            "wide": self._wide,
-            "live": self._live,
-            "narrow": self._narrow,
-            "latency": self._latency,
-        }
-        if self._results.quick:
-            return quick
-        return quick | {
-            "skewed": self._skewed,
-            "slow": self._slow,
-            "scale-out": self._scale_out,
-        }
+        """By name, in the order in which they are run; a quick run leaves out the last three."""
+        methods = {name: getattr(self, f"_{name.replace('-', '_')}") for name in NAMES}
+        return dict(list(methods.items())[:-3]) if self._results.quick else methods
 
     def _backlog(self) -> None:
         def measure_limit() -> None:
@@ -118,20 +112,45 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def measure(options: argparse.Namespace) -> Results:
-    results = Results(
-        machine=Machine.this(),
-        when=datetime.now(UTC).isoformat(timespec="minutes"),
-        quick=options.quick,
-    )
+def measure(place: Place, options: argparse.Namespace) -> Results:
+    results = Results(machine=Machine.this(), when=_now(), quick=options.quick)
     began = time.monotonic()
-    with open_place(options.directory.resolve()) as place:
-        for name, run in Run(place, results, QUICK if options.quick else FULL).scenarios().items():
-            if not options.only or name in options.only:
-                say(f"{name} …")
-                run()
+    for name, run in Run(place, results, QUICK if options.quick else FULL).scenarios().items():
+        if not options.only or name in options.only:
+            say(f"{name} …")
+            run()
     results.seconds = time.monotonic() - began
     return results
+
+
+def measure_growth(place: Place, *, quick: bool) -> document.Growth:
+    began, when = time.monotonic(), _now()
+
+    def sizes(all_of_them: Sequence[int]) -> Sequence[int]:
+        return all_of_them[:-2] if quick else all_of_them
+
+    say("history …")
+    history = growth.history(place, sizes(growth.HISTORY))
+    say("subscriptions …")
+    subscriptions = growth.subscriptions(place, sizes(growth.SUBSCRIPTIONS))
+    say("payloads …")
+    payloads = growth.payloads(place, sizes(growth.KIBIBYTES))
+    say("retention …")
+    pruning, layouts = retention.pruning(place), retention.layouts(place)
+    return document.Growth(
+        machine=Machine.this(),
+        when=when,
+        seconds=time.monotonic() - began,
+        history=history,
+        subscriptions=subscriptions,
+        payloads=payloads,
+        pruning=pruning,
+        layouts=layouts,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def show(results: Results) -> str:
@@ -141,8 +160,11 @@ def show(results: Results) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--growth", action="store_true", help="cost by size, not the scenarios")
     parser.add_argument("--quick", action="store_true", help="less of everything; two minutes")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these scenarios alone")
+    parser.add_argument(
+        "--only", nargs="+", choices=NAMES, default=[], help="these scenarios alone"
+    )
     parser.add_argument("--json", action="store_true", help="print figures for programs")
     parser.add_argument(
         "--directory",
@@ -157,16 +179,25 @@ def main() -> int:
     options = _options()
     # So that the blocks that end workers and engines run for `kill` as they do for Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    found: Results | document.Growth
     try:
-        results = measure(options)
+        with open_place(options.directory.resolve()) as place:
+            if options.growth:
+                found = measure_growth(place, quick=options.quick)
+            else:
+                found = measure(place, options)
     except (BenchmarkError, EngineError) as error:
         say(str(error))
         return 1
     if options.json:
-        print(json.dumps(dataclasses.asdict(results), indent=1, ensure_ascii=False))
+        print(json.dumps(dataclasses.asdict(found), indent=1, ensure_ascii=False))
     else:
-        print(f"\n{show(results)}\n\nIn {results.seconds:.0f} s.")
-    if not results.exact:
+        text = show(found) if isinstance(found, Results) else document.growth(found)
+        print(f"\n{text}\n\nIn {found.seconds:.0f} s.")
+    if not options.quick and not options.only:
+        document.write(found)
+        say(f"{document.PAGE} is written.")
+    if not found.exact:
         say("FAILED: deliveries are missing, came twice, or are not recorded.")
         return 1
     return 0

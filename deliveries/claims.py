@@ -54,7 +54,7 @@ class ClaimedLane:
 
     subscription_id: uuid.UUID
     name: str
-    url: str
+    url: str = field(repr=False)
     headers: dict[str, str] = field(repr=False)
     epoch: int
     secrets: list[str] = field(repr=False)
@@ -281,16 +281,18 @@ class _Row(NamedTuple):
 
 def _lane(row: _Row, decrypt: Callable[[str], str]) -> ClaimedLane:
     secrets: list[str] = []
+    headers: dict[str, str] = {}
     unsendable = "" if row.secrets else "the subscription has no signing secret; add one"
     try:
         secrets = [decrypt(token) for token in row.secrets]
-    except (SecretUnreadable, ImproperlyConfigured) as error:
+        headers = _headers(row.headers)
+    except (SecretUnreadable, ImproperlyConfigured, ValueError) as error:
         unsendable = str(error)
     return ClaimedLane(
         subscription_id=row.subscription_id,
         name=row.name,
         url=row.url,
-        headers=_headers(row.headers),
+        headers=headers,
         epoch=row.epoch,
         secrets=secrets,
         unsendable=unsendable,
@@ -303,11 +305,15 @@ def _lane(row: _Row, decrypt: Callable[[str], str]) -> ClaimedLane:
 
 
 def _headers(stored: str) -> dict[str, str]:
-    """A subscription's own headers; what was stored past validation cannot replace ours."""
+    """A subscription's own headers; what was stored past validation cannot replace ours.
+
+    Raises `ValueError` if they are no JSON object.
+    """
+    headers = json.loads(stored)
+    if not isinstance(headers, dict):
+        raise ValueError("the subscription's headers are not a JSON object; mend them")
     prefix = conf().header_prefix
-    return {
-        name: value for name, value in json.loads(stored).items() if not is_reserved(name, prefix)
-    }
+    return {name: value for name, value in headers.items() if not is_reserved(name, prefix)}
 
 
 def _take_deliveries(

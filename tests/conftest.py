@@ -8,7 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import hypothesis
 import pytest
+
+# The same examples each time, and no deadline: a busy machine is no bug.
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("house")
 
 Answer = TypeVar("Answer")
 

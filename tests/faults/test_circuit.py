@@ -233,7 +233,7 @@ def deadlocks() -> int:
 def test_everything_at_once_leaves_every_circuit_in_one_of_three_states(
     world: World, measured: Row
 ) -> None:
-    world.configure(circuit_threshold=2, quick_retries="", slow_retries="0.05,0.05,0.05,0.05")
+    world.configure(circuit_threshold=1, quick_retries="", slow_retries="0.05,0.05,0.05,0.05")
     chance = random.Random(7)
     sites = [
         world.receivers.site(lambda _: Answer(chance.choice((200, 500, 500)))) for _ in range(2)

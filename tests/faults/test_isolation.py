@@ -56,7 +56,8 @@ class Neighbourhood:
         before, seen = len(self.world.ledger.accepted), len(self.world.receivers.requests)
         with self.world.load(RATE, self.topics):
             holds_within(lambda: False, PHASE)
-        began = {one.id: one.began for one in self.world.ledger.accepted[before:]}
+        published = self.world.ledger.accepted[before:]
+        began = {one.id: one.began for one in published if one.topic in self.topics}
         arrived: dict[str, float] = {}
 
         def all_arrived() -> bool:

@@ -21,6 +21,11 @@ from tests.factories import make_subscription
 
 Maker = Callable[..., Transport]
 
+# Committed rows, which threads see. Naming the apps makes the cleaning up behind them cheap.
+IN_THE_DATABASE = pytest.mark.django_db(
+    transaction=True, available_apps=["subscriptions", "deliveries"]
+)
+
 
 def http(status: int, body: bytes = b"", *headers: bytes) -> bytes:
     lines = [b"HTTP/1.1 %d Any" % status, *headers, b"Content-Length: %d" % len(body)]
@@ -121,7 +126,7 @@ def deliver_to(url: str, send: Callable[..., None]) -> tuple[Subscription, Deliv
     return subscription, delivery, Attempt.objects.get(delivery=delivery)
 
 
-@pytest.mark.django_db(transaction=True)
+@IN_THE_DATABASE
 @pytest.mark.parametrize(("answer", "status", "outcome", "code"), ANSWERS.values(), ids=ANSWERS)
 def test_a_hostile_answer_is_recorded_for_what_it_is(
     send: Callable[..., None], answer: bytes, status: str, outcome: str, code: int | None
@@ -225,7 +230,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.django_db(transaction=True)
+@IN_THE_DATABASE
 @pytest.mark.parametrize("fields", ROWS.values(), ids=ROWS)
 def test_a_row_that_came_past_the_validation_is_sent_nowhere(
     send: Callable[..., None], fields: dict[str, Any]
@@ -244,7 +249,7 @@ def test_a_row_that_came_past_the_validation_is_sent_nowhere(
     assert attempt.status_code is None
 
 
-@pytest.mark.django_db(transaction=True)
+@IN_THE_DATABASE
 def test_the_senders_own_headers_win_over_those_of_a_row(send: Callable[..., None]) -> None:
     seen: list[bytes] = []
 

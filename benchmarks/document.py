@@ -1,0 +1,260 @@
+"""`docs/performance.md` and its pictures, written from the results of the last runs.
+
+The results themselves are kept beside it, in `docs/performance/`, so that the two commands which
+write parts of the page do not have to repeat each other's measurements.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import report
+from growth import Point
+from machine import Machine
+from pictures import Chart, row_of, size_label
+from place import CHECKOUT
+from report import table
+from retention import Layouts, Pruning
+from targets import Results, targets
+
+PAGE = CHECKOUT / "docs" / "performance.md"
+FOLDER = CHECKOUT / "docs" / "performance"
+SCENARIOS, GROWTH = FOLDER / "scenarios.json", FOLDER / "growth.json"
+
+
+@dataclasses.dataclass
+class Growth:
+    """What `make bench-growth` measured."""
+
+    machine: Machine
+    when: str
+    seconds: float
+    history: list[Point]
+    subscriptions: list[Point]
+    payloads: list[Point]
+    pruning: Pruning
+    layouts: Layouts
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Growth:
+        """From `dataclasses.asdict`, as it is kept in a file."""
+        points = {
+            name: [Point(**one) for one in values[name]]
+            for name in ("history", "subscriptions", "payloads")
+        }
+        return cls(
+            **{
+                **values,
+                **points,
+                "machine": Machine(**values["machine"]),
+                "pruning": Pruning(**values["pruning"]),
+                "layouts": Layouts(**values["layouts"]),
+            }
+        )
+
+    @property
+    def exact(self) -> bool:
+        points = [*self.history, *self.subscriptions, *self.payloads]
+        return not any(one.missing or one.duplicates for one in [*points, self.pruning])
+
+
+def write(part: Results | Growth) -> None:
+    """Keep these results, and write the page anew from all that are kept."""
+    FOLDER.mkdir(exist_ok=True)
+    kept = SCENARIOS if isinstance(part, Results) else GROWTH
+    kept.write_text(json.dumps(dataclasses.asdict(part), indent=1, ensure_ascii=False) + "\n")
+    sections = [HEAD]
+    if SCENARIOS.exists():
+        sections.append(scenarios(Results.of(json.loads(SCENARIOS.read_text()))))
+    if GROWTH.exists():
+        grown = Growth.of(json.loads(GROWTH.read_text()))
+        for name, picture in pictures(grown).items():
+            (FOLDER / name).write_text(picture)
+        sections.append(growth(grown))
+    PAGE.write_text("\n\n".join(sections) + "\n")
+
+
+HEAD = """\
+# Performance
+
+`make bench` and `make bench-growth` wrote this page; do not edit it. Every figure of a section is
+of one run on one machine, with the database, the broker, the receiver, the application and the
+workers all on it. Ratios tell more than rates: run it on yours.
+
+How it is measured: real worker processes as `make up` starts them, embedded PostgreSQL with
+`fsync` on, Valkey with its append-only file on, and one receiver on loopback that notes every
+`webhook-id` before it answers. After each scenario its log is held against what was published:
+*missing* and *duplicates* must be 0, and every delivery must be recorded as succeeded. All
+receivers are one server on one port, with a path for each subscription, so connections are kept
+alive between them; there is no TLS."""
+
+
+def scenarios(results: Results) -> str:
+    missed = [one for one in targets(results) if not one.met]
+    parts = [
+        "## Scenarios",
+        f"{results.when}, {results.seconds / 60:.1f} minutes, {results.machine}.",
+        report.scenarios(results),
+        verdict(len(missed)),
+        WHAT_IS_WHAT,
+        "## What it is compared with",
+        report.others(results),
+        COMPARED,
+        "## Where the time goes",
+        report.processor(results),
+        report.waits(results),
+        TIMES,
+    ]
+    return "\n\n".join(parts)
+
+
+def verdict(missed: int) -> str:
+    if not missed:
+        return "Every demand is met."
+    number = "One demand is" if missed == 1 else f"{missed} demands are"
+    return f"{number} not met in this run; the table of processor time below says what it went to."
+
+
+WHAT_IS_WHAT = """\
+- **backlog**: published before a worker runs, to 20 subscriptions; from the first arrival to the
+  last. All other rates count from the first call of `publish` to the last arrival.
+- **wide**: events for 5,000 subscriptions each, published one after the other.
+- **live**: events for 20 subscriptions each, published one after the other.
+- **narrow**: events for one of 20,000 subscriptions each, drawn at random; published one after the
+  other, then with `publish_many`, a hundred at a time.
+- **latency**: fifty events a second on a schedule that does not wait for slow calls; from the
+  moment that an event was due to be published to its arrival, for one of 20 subscriptions, then
+  for all 20.
+- **skewed**: one subscription gets 450 events a second, 100 others fifty between them; by turns
+  with and without the busy one. The rate is that of the offered load.
+- **slow**: 10 receivers of 100 take requests and never answer, and time out after the default 10 s.
+- **scale out**: a backlog for receivers that answer after 50 ms. Waiting is the bound there, ten
+  requests in flight for each of four subscriptions a worker, so twice the workers have twice the
+  subscriptions. *with all* is one worker with as many subscriptions as four had: its threads do
+  not wait for receivers, so one process holds many requests in flight, and further ones add
+  processors rather than patience."""
+
+COMPARED = """\
+django-webhook2 runs as it comes: Celery's default pool with 2 processes, nothing tuned, in an
+environment of its own, on the same engines and with the same receiver. Its scenarios are shorter
+than ours, with 1,000 subscriptions for *wide* and one for *narrow*; what is compared are rates.
+
+The limit is what the machine can do when only the unavoidable is done: a bare libcurl multi loop
+posts the same bodies to the same receiver, with 200 requests in flight, while `COPY` writes the
+same rows into tables with the same indexes."""
+
+TIMES = """\
+Processor time is that of the whole process tree of a program, from the beginning of the load until
+the last delivery is recorded. *latency* counts from when an event was due; in the closed loops,
+where each `publish` begins when the one before has returned, that is when the call began."""
+
+
+def growth(grown: Growth) -> str:
+    pruned, layouts = grown.pruning, grown.layouts
+    parts = [
+        "## Growth",
+        f"`make bench-growth`, {grown.when}, {grown.seconds / 60:.1f} minutes, {grown.machine}.",
+        GROWN,
+        "![Cost against the number of deliveries in history](performance/history.svg)",
+        _points(grown.history, "deliveries in history", {"tables, MiB": "table_mib"}),
+        "![Cost against the number of subscriptions](performance/subscriptions.svg)",
+        _points(
+            grown.subscriptions,
+            "subscriptions",
+            {
+                "match one topic, µs": "match",
+                "topic index, MiB": "index_mib",
+                "to build it, ms": "index_build_ms",
+            },
+        ),
+        "![Cost against the size of the body](performance/payloads.svg)",
+        _points(grown.payloads, "KiB of body", {}),
+        "## Retention",
+        f"""\
+`prune` removed {pruned.deliveries:,} deliveries with their attempts, and their {pruned.events:,}
+events, in {pruned.seconds:.1f} s: {pruned.rate:,.0f} deliveries a second, {_per(pruned)} µs of
+processor time each. An installation that makes 1,000 deliveries a second spends
+{100 * 1000 / pruned.rate:.0f} % of the time on it. Beside it, a backlog was drained at
+{pruned.drain_beside:,.0f} deliveries a second instead of {pruned.drain_alone:,.0f}, while
+{pruned.pruned_beside:,.0f} a second were removed; {pruned.missing} were missing,
+{pruned.duplicates} came twice.""",
+        f"""\
+Partitions by time would be dropped in {layouts.drop_partition:.0f} ms each. What they cost, in a
+table of {layouts.rows:,} deliveries, one of them in {layouts.partitions} partitions by day:""",
+        table(
+            ["milliseconds", "one table", "partitions"],
+            [
+                [
+                    "claim for 20 subscriptions",
+                    f"{layouts.claim_plain:.1f}",
+                    f"{layouts.claim_partitioned:.1f}",
+                ],
+                [
+                    "settle 200 deliveries by id",
+                    f"{layouts.settle_plain:.1f}",
+                    f"{layouts.settle_partitioned:.1f}",
+                ],
+            ],
+        ),
+        PARTITIONS,
+    ]
+    return "\n\n".join(parts)
+
+
+GROWN = """\
+*deliver* is the processor time of all programs for one delivery of a backlog, from claim to
+settled; *publish* is the median time of a call while no worker runs. The tables that grow have
+their statistics, as autovacuum keeps them. At each size everything published arrived once."""
+
+PARTITIONS = """\
+So retention deletes in batches of rows, which costs a delivery little and only once, and not by
+dropping partitions, which cost every claim and every settlement."""
+
+
+def _per(pruned: Pruning) -> str:
+    return f"{1e6 * pruned.cpu / pruned.deliveries:.0f}"
+
+
+def _points(points: list[Point], size: str, more: dict[str, str]) -> str:
+    head = [size, "deliver, µs of CPU", "publish, ms", "missing", "duplicates", *more]
+    rows = [
+        [
+            f"{one.size:,}",
+            f"{one.delivery_cpu:,.0f}",
+            f"{one.publish / 1000:.1f}",
+            str(one.missing),
+            str(one.duplicates),
+            *(f"{getattr(one, name):,.1f}" for name in more.values()),
+        ]
+        for one in points
+    ]
+    return table(head, rows)
+
+
+def pictures(grown: Growth) -> dict[str, str]:
+    """File names, and the pictures to be in them."""
+    found = {}
+    for name, points, what, label in (
+        ("history", grown.history, "deliveries in history", size_label),
+        ("subscriptions", grown.subscriptions, "subscriptions", size_label),
+        ("payloads", grown.payloads, "KiB of body", str),
+    ):
+        labels = [label(one.size) for one in points]
+        charts = [
+            Chart(
+                "one delivery", f"µs of CPU, by {what}", labels, [p.delivery_cpu for p in points]
+            ),
+            Chart("publish", f"ms, by {what}", labels, [one.publish / 1000 for one in points]),
+        ]
+        if name == "subscriptions":
+            charts += [
+                Chart("match one topic", f"µs, by {what}", labels, [one.match for one in points]),
+                Chart("topic index", f"MiB, by {what}", labels, [one.index_mib for one in points]),
+            ]
+        caption = (
+            f"Cost of a delivery and of a publish, by {what}, from {labels[0]} to {labels[-1]}"
+        )
+        found[f"{name}.svg"] = row_of(charts, caption)
+    return found
