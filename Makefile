@@ -10,7 +10,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo up test test-faults lint types format bench-compare clean venv
+.PHONY: help demo up test test-faults lint types format bench bench-quick bench-growth bench-compare clean venv
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,7 +38,16 @@ format: venv ## Put the code into shape
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 
-bench-compare: venv ## Measure against other ways to do the same
+bench: venv ## Measure everything and write docs/performance.md (12 minutes). ARGS="--only live" picks some
+	@$(BIN)/python benchmarks/bench.py $(ARGS)
+
+bench-quick: venv ## The same at a glance, printed only (2 minutes)
+	@$(BIN)/python benchmarks/bench.py --quick $(ARGS)
+
+bench-growth: venv ## Measure costs up to ten million deliveries, for the pictures in docs/performance.md
+	@$(BIN)/python benchmarks/bench.py --growth $(ARGS)
+
+bench-compare: venv ## Measure one backlog against another package
 	@$(BIN)/python benchmarks/compare.py $(ARGS)
 
 clean: ## Remove what was installed and made here, the embedded database too

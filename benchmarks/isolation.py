@@ -84,7 +84,7 @@ def slow(place: Place, events: int, seconds: float) -> Measured:
         # The same and the silent ones, of which no arrival is expected.
         everybody = healthy | {"topic": "all.created"}
         one = {"topic": OWN_TOPIC, "first": HEALTHY, "count": HEALTHY}
-        only_silent = {"topic": "silent.created", "first": 2 * HEALTHY, "count": SILENT}
+        only_silent = {"topic": "silent.now", "first": 2 * HEALTHY, "count": SILENT}
         for targets in (healthy, one):
             warm_up(bench, receiver, publisher, **targets)
         steady = {"events": round(STEADY * seconds), "rate": STEADY}

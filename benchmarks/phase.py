@@ -184,7 +184,7 @@ class Phase:
         found = []
         for line in self.lines().splitlines():
             moment, path, name = line.split(" ", 2)
-            if (wanted is None or path in wanted) and (path, name) not in seen:
+            if name in due and (wanted is None or path in wanted) and (path, name) not in seen:
                 seen.add((path, name))
                 found.append(float(moment) - due[name])
         return found

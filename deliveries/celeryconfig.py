@@ -12,6 +12,8 @@ _redis = RedisAddress.parse(settings.REDIS_URL)
 broker_url = getattr(settings, "CELERY_BROKER_URL", "") or _redis.broker_url
 # The first connection of a worker or beat may come before the broker is up; wait for it.
 broker_connection_retry_on_startup = True
+# And a worker never gives up on one that went away.
+broker_connection_max_retries = None
 # A publisher never waits for a broker that is gone: the rows are committed, the sweep finds them.
 broker_connection_timeout = 0.5
 broker_transport_options = {

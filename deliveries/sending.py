@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from uuid import UUID
 
-from django.db import InterfaceError, OperationalError, connection
+from django.db import connection
 
 from deliveries import wakeups
 from deliveries.bodies import EventBodies
 from deliveries.claims import Claim, claim, is_lock_timeout
 from deliveries.lanes import Lane, LaneExit, Run
 from deliveries.queues import DELIVER, RECOVER
-from deliveries.settling import Result, settle
+from deliveries.settling import AWAY, Result, settle
 from deliveries.stages import Stage
 from deliveries.transport import Transport, transport
 from subscriptions import circuit, crypto
@@ -135,7 +135,7 @@ class Sender:
                 runs.setdefault(subscription_id, one.run)
         try:
             self._claim(runs, recovering)
-        except (OperationalError, InterfaceError) as error:
+        except AWAY as error:
             if is_lock_timeout(error):
                 self._claim_singly(runs, recovering)
             else:
@@ -153,7 +153,7 @@ class Sender:
         for subscription_id, run in runs.items():
             try:
                 self._claim({subscription_id: run}, recovering)
-            except (OperationalError, InterfaceError) as error:
+            except AWAY as error:
                 if not is_lock_timeout(error):
                     connection.close()
                 logger.warning("no claim for subscription %s now: %s", subscription_id, error)
@@ -205,7 +205,7 @@ class Sender:
             try:
                 self._settle(items)
                 return
-            except (OperationalError, InterfaceError) as error:
+            except AWAY as error:
                 if is_lock_timeout(error):
                     self._set_aside(items)
                     return

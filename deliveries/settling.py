@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from uuid import UUID
 
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import InterfaceError, InternalError, OperationalError, connection, transaction
 
 from deliveries.claims import ClaimedDelivery, ClaimedLane, limit_lock_waits
 from deliveries.holding import hold
@@ -21,6 +21,9 @@ from deliveries.policy import Next, Verdict
 from subscriptions import circuit
 
 logger = logging.getLogger(__name__)
+
+# What the database raises when it is away, restarting, or (InternalError) read-only for a while.
+AWAY = (OperationalError, InterfaceError, InternalError)
 
 
 @dataclass(slots=True)
@@ -80,7 +83,7 @@ def settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
     """
     try:
         return _in_transaction(results, ends)
-    except (OperationalError, InterfaceError):
+    except AWAY:
         raise
     except Exception:
         logger.exception("a result could not be written; settling %d singly", len(results))
@@ -88,7 +91,7 @@ def settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
     for result in results:
         try:
             settled.tripped |= _in_transaction([result], []).tripped
-        except (OperationalError, InterfaceError):
+        except AWAY:
             raise
         except Exception as error:
             settled.tripped |= _in_transaction([_unwritable(result, error)], []).tripped

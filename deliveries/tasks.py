@@ -9,12 +9,12 @@ from uuid import UUID
 
 from celery import Task, shared_task
 from celery.signals import worker_shutdown, worker_shutting_down
-from django.db import InterfaceError, OperationalError
 
 from deliveries import housekeeping as house
 from deliveries import sweeping
 from deliveries.queues import DELIVER
 from deliveries.sending import sender
+from deliveries.settling import AWAY
 from subscriptions.conf import conf
 
 # How long a task waits for its receivers, in seconds.
@@ -43,7 +43,7 @@ def sweep() -> None:
     """Wake every subscription with due work that nobody was woken for; see `sweeping`."""
     try:
         sweeping.sweep()
-    except (OperationalError, InterfaceError) as error:
+    except AWAY as error:
         logger.warning("no sweep this time, the database is away: %s", error)
 
 
@@ -53,7 +53,7 @@ def housekeeping() -> None:
     try:
         house.expire_held()
         house.prune()
-    except (OperationalError, InterfaceError) as error:
+    except AWAY as error:
         logger.warning("no housekeeping this time, the database is away: %s", error)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -30,6 +31,12 @@ def eventually(condition: Callable[[], Any], what: str, timeout: float = PATIENC
         if time.monotonic() > deadline:
             pytest.fail(f"not within {timeout:g} s: {what}")
         time.sleep(0.02)  # the pace of looking, not a wait for something to be over
+
+
+def die_with_the_tests() -> None:
+    """In the child, before exec: be killed when pytest is, or it would go on working unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Workers:
@@ -88,6 +95,7 @@ class Workers:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                preexec_fn=die_with_the_tests,
             )
         self._started.append((process, log))
         eventually(
