@@ -15,16 +15,16 @@ BIN := $(VENV)/bin
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: venv ## Run everything against local receivers and watch it work; ARGS="--once" ends by itself
+demo: venv ## Run it all against local receivers and watch; ARGS=--once ends
 	@$(BIN)/python manage.py demo $(ARGS)
 
-up: venv ## Start database, broker, web, workers and beat; Ctrl-C ends them. ARGS="--port 8001"
+up: venv ## Start database, broker, web, workers and beat; Ctrl-C ends them
 	@$(BIN)/python manage.py up $(ARGS)
 
 test: venv ## Run all tests. ARGS="-k circuit" picks some
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-faults: venv ## Break every part for real and write docs/reliability.md. ARGS="-k broker" picks some
+test-faults: venv ## Break every part for real; ARGS="-k broker" picks some
 	@$(BIN)/python -m pytest --ds=tests.faults.settings tests/faults --report docs/reliability.md $(ARGS)
 
 lint: venv ## Check style and formatting
@@ -38,19 +38,19 @@ format: venv ## Put the code into shape
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 
-bench: venv ## Measure everything and write docs/performance.md (12 minutes). ARGS="--only live" picks some
+bench: venv ## Measure everything (12 minutes); ARGS="--only live" picks some
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
-bench-quick: venv ## The same at a glance, printed only (2 minutes)
+bench-quick: venv ## The same at a glance (2 minutes)
 	@$(BIN)/python benchmarks/bench.py --quick $(ARGS)
 
-bench-growth: venv ## Measure costs up to ten million deliveries, for the pictures in docs/performance.md
+bench-growth: venv ## Measure costs up to ten million deliveries
 	@$(BIN)/python benchmarks/bench.py --growth $(ARGS)
 
 bench-compare: venv ## Measure one backlog against another package
 	@$(BIN)/python benchmarks/compare.py $(ARGS)
 
-clean: ## Remove what was installed and made here, the embedded database too
+clean: ## Remove what was installed and made here, with the data
 	@$(or $(PYTHON),python3) tools/clean.py
 
 venv:
