@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 .PHONY: help demo up test test-faults lint types format bench bench-quick bench-growth bench-compare clean venv
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: venv ## Run it all against local receivers and watch; ARGS=--once ends
 	@$(BIN)/python manage.py demo $(ARGS)
