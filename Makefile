@@ -15,10 +15,10 @@ BIN := $(VENV)/bin
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: venv ## Run it all against local receivers and watch; ARGS=--once ends
+demo: venv ## Run it all against local receivers; ARGS=--once ends by itself
 	@$(BIN)/python manage.py demo $(ARGS)
 
-up: venv ## Start database, broker, web, workers and beat; Ctrl-C ends them
+up: venv ## Start database, broker, web, workers and beat; Ctrl-C ends it
 	@$(BIN)/python manage.py up $(ARGS)
 
 test: venv ## Run all tests. ARGS="-k circuit" picks some
@@ -38,7 +38,7 @@ format: venv ## Put the code into shape
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 
-bench: venv ## Measure everything (12 minutes); ARGS="--only live" picks some
+bench: venv ## Measure everything (12 minutes); ARGS="--only live": some
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 bench-quick: venv ## The same at a glance (2 minutes)
