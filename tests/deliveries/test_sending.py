@@ -142,8 +142,9 @@ def test_a_rate_limit_is_honoured_by_the_whole_lane_and_never_counts(
 
 
 def test_after_one_failure_another_delivery_is_tried_and_a_healthy_receiver_goes_on(
-    send: Send, receiver: Receiver, script: Script
+    send: Send, receiver: Receiver, script: Script, configure: Callable[..., None]
 ) -> None:
+    configure(quick_retries=(600.0,))  # however slow the machine, not due before the end
     subscription = make_subscription(url=receiver.url, max_in_flight=1)
     publish_numbered(30)
     script.answers = [Answer(500)]
