@@ -79,7 +79,14 @@ class Run:
 
     def _narrow(self) -> None:
         sizes = self._sizes
-        self._add(*scenarios.narrow(self._place, sizes.narrow_events, sizes.narrow_in_hundreds))
+        self._add(
+            *scenarios.narrow(
+                self._place,
+                sizes.narrow_subscriptions,
+                sizes.narrow_events,
+                sizes.narrow_in_hundreds,
+            )
+        )
         self._compare_live("narrow", self._sizes.reference // 4, 1)
 
     def _latency(self) -> None:

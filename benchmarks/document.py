@@ -56,8 +56,8 @@ class Growth:
 
     @property
     def exact(self) -> bool:
-        points = [*self.history, *self.subscriptions, *self.payloads]
-        return not any(one.missing or one.duplicates for one in [*points, self.pruning])
+        measured: list[Point | Pruning] = [*self.history, *self.subscriptions, *self.payloads]
+        return not any(one.missing or one.duplicates for one in [*measured, self.pruning])
 
 
 def write(part: Results | Growth) -> None:

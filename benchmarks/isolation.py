@@ -36,8 +36,8 @@ def skewed(place: Place, seconds: float, rounds: int) -> Measured:
         others = {"topic": OWN_TOPIC, "first": 1, "count": OTHERS}
         warm_up(bench, receiver, publisher, **others)
         warm_up(bench, receiver, busy, topic=OWN_TOPIC, first=0, count=1)
-        steady = {"events": round(STEADY * seconds / rounds), "rate": STEADY}
-        flood = {"events": round(BUSY_RATE * seconds / rounds), "rate": BUSY_RATE}
+        steady: dict[str, Any] = {"events": round(STEADY * seconds / rounds), "rate": STEADY}
+        flood: dict[str, Any] = {"events": round(BUSY_RATE * seconds / rounds), "rate": BUSY_RATE}
         phases: dict[bool, list[Measured]] = {False: [], True: []}
         waits: dict[bool, list[float]] = {False: [], True: []}
         for turn in range(2 * rounds):

@@ -19,7 +19,6 @@ OWN = "customer.{n}.>"
 OWN_TOPIC = "customer.{n}.order.created"
 
 WIDE = 5000
-NARROW = 20_000
 # Events a second where the load is steady.
 STEADY = 50.0
 
@@ -31,6 +30,7 @@ class Sizes:
     backlog: int
     wide_events: int
     live_events: int
+    narrow_subscriptions: int
     narrow_events: int
     narrow_in_hundreds: int
     steady_seconds: float
@@ -43,6 +43,7 @@ FULL = Sizes(
     backlog=100_000,
     wide_events=10,
     live_events=1000,
+    narrow_subscriptions=20_000,
     narrow_events=4000,
     narrow_in_hundreds=20_000,
     steady_seconds=20.0,
@@ -53,6 +54,7 @@ QUICK = Sizes(
     backlog=20_000,
     wide_events=2,
     live_events=200,
+    narrow_subscriptions=4000,
     narrow_events=600,
     narrow_in_hundreds=4000,
     steady_seconds=4.0,
@@ -104,20 +106,22 @@ def _one_after_the_other(place: Place, name: str, events: int, subscriptions: in
         return run_phase(bench, name, receiver, publisher, **to_all(subscriptions), events=events)
 
 
-def narrow(place: Place, events: int, in_hundreds: int) -> list[Measured]:
-    """Each event is for one of 20,000 subscriptions: published singly, then in hundreds."""
+def narrow(place: Place, subscriptions: int, events: int, in_hundreds: int) -> list[Measured]:
+    """Each event is for one of thousands of subscriptions: published singly, then in hundreds."""
     with trial(place) as bench:
-        receiver, publisher = subscribed(bench, NARROW, OWN)
+        receiver, publisher = subscribed(bench, subscriptions, OWN)
         bench.start_workers()
-        warm_up(bench, receiver, publisher, **to_each(NARROW))
+        warm_up(bench, receiver, publisher, **to_each(subscriptions))
         return [
-            run_phase(bench, "narrow", receiver, publisher, **to_each(NARROW), events=events),
+            run_phase(
+                bench, "narrow", receiver, publisher, **to_each(subscriptions), events=events
+            ),
             run_phase(
                 bench,
                 "narrow, in hundreds",
                 receiver,
                 publisher,
-                **to_each(NARROW),
+                **to_each(subscriptions),
                 events=in_hundreds,
                 batch=100,
                 seed=1,

@@ -1,0 +1,133 @@
+"""What the benchmarks count and compare: a wrong number there would be believed."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from machine import Machine
+from measuring import compare_arrivals, percentile
+from phase import Measured
+from pictures import Chart, row_of, size_label, top_of_scale
+from place import HERE, OUR_ID
+from targets import Results, targets
+
+LOG = "10.000000 /0 a\n10.500000 /1 a\n12.000000 /0 b\n"
+EXPECTED = {("/0", "a"), ("/1", "a"), ("/0", "b")}
+
+
+def test_arrivals_that_are_all_there_are_exact() -> None:
+    arrivals = compare_arrivals(LOG, EXPECTED)
+    assert (arrivals.count, arrivals.first, arrivals.last) == (3, 10.0, 12.0)
+    assert (arrivals.missing, arrivals.duplicates, arrivals.unexpected) == (0, 0, 0)
+
+
+def test_a_missing_a_doubled_and_a_strange_arrival_are_counted() -> None:
+    log = LOG + "13.0 /0 b\n14.0 /0 b\n15.0 /9 z\n"
+    arrivals = compare_arrivals(log, {*EXPECTED, ("/1", "b"), ("/2", "b")})
+    assert (arrivals.missing, arrivals.duplicates, arrivals.unexpected) == (2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("percent", "expected"), [(50, 50), (99, 99), (99.5, 100), (100, 100), (0, 1)]
+)
+def test_a_percentile_is_a_value_that_so_many_do_not_exceed(percent: float, expected: int) -> None:
+    assert percentile(reversed(range(1, 101)), percent) == expected
+
+
+def measured(scenario: str, rate: float, **figures: float) -> Measured:
+    return Measured(
+        scenario=scenario,
+        side="either",
+        deliveries=3,
+        seconds=2.0,
+        rate=rate,
+        missing=0,
+        duplicates=0,
+        unexpected=0,
+        recorded=3,
+        cpu={"worker": 0.5},
+        load_before=0.0,
+        figures=figures,
+    )
+
+
+@pytest.fixture
+def results() -> Results:
+    machine = Machine(2, "a processor", 4, "Linux", "3.11", "18", "9", "8")
+    return Results(machine=machine, when="now", quick=False)
+
+
+@pytest.mark.parametrize(("rate", "met"), [(1499, False), (1500, True)])
+def test_a_ratio_is_met_from_its_bound_on(results: Results, rate: float, met: bool) -> None:
+    results.ours["live"] = measured("live", rate)
+    results.reference["live"] = measured("live", 100)
+    (target,) = targets(results)
+    assert target.met is met
+
+
+def test_a_comparison_is_of_with_to_without(results: Results) -> None:
+    results.ours["slow"] = measured(
+        "slow",
+        900,
+        rate_with=900,
+        rate_without=1000,
+        healthy_p99_with=0.14,
+        healthy_p99_without=0.1,
+    )
+    rate, wait = targets(results)
+    assert (rate.measured, rate.met) == ("0.90 ×", True)
+    assert (wait.measured, wait.met) == ("1.40 ×", False)
+
+
+@pytest.mark.parametrize("fault", ["missing", "duplicates", "unexpected", "recorded"])
+def test_one_fault_anywhere_makes_a_run_inexact(results: Results, fault: str) -> None:
+    good = measured("live", 100)
+    results.ours["live"] = good
+    assert results.exact
+    results.reference["live"] = replace(good, **{fault: 1})
+    assert not results.exact
+
+
+@pytest.mark.parametrize(("most", "top"), [(0, 1), (0.9, 1), (3, 4), (10, 10), (11, 20), (81, 100)])
+def test_a_scale_ends_at_a_round_number_above_all_values(most: float, top: float) -> None:
+    assert top_of_scale(most) == pytest.approx(top)
+
+
+def test_a_picture_is_well_formed_and_holds_every_value() -> None:
+    labels = [size_label(size) for size in (100, 10_000, 1_000_000)]
+    picture = row_of([Chart("a < b", "µs", labels, [1.0, 3.0, 2.0])], "caption & all")
+    root = ElementTree.fromstring(picture)
+    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"a < b", "µs", "100", "10 k", "1 M"} <= set(texts)
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 3
+
+
+def test_the_receiver_notes_each_request_before_it_answers(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "receiver.py"), str(log), OUR_ID],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    request = b"POST /7 HTTP/1.1\r\nHost: a\r\nwebhook-id: %b\r\nContent-Length: 2\r\n\r\n{}"
+    with process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            both = request % b"one" + request % b"two"
+            client.sendall(both[:50])
+            client.sendall(both[50:])
+            answers = b""
+            while answers.count(b"200 OK") < 2:
+                received = client.recv(4096)
+                assert received, answers
+                answers += received
+            lines = [line.split()[1:] for line in log.read_text().splitlines()]
+        process.communicate()
+    assert lines == [["/7", "one"], ["/7", "two"]]
