@@ -23,6 +23,9 @@ broker_transport_options = {
     "socket_keepalive": True,
     "max_retries": 0,
     "retry_on_timeout": False,
+    # Redis only: no record in Redis of messages that a worker has taken and not yet begun. That
+    # is four commands a message for what the sweep does anyway, should the worker die.
+    "ack_emulation": False,
 }
 task_publish_retry = False
 

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection, transaction
+from django.db import transaction
 
 from deliveries.bodies import EventBodies, Payload
 from subscriptions.conf import conf
 from subscriptions.crypto import SecretUnreadable
+from subscriptions.prepared import prepared_cursor
 from subscriptions.validators import is_reserved
 
 LOCK_WAIT = "200ms"
@@ -198,7 +199,7 @@ def limit_lock_waits() -> None:
     One subscription's row, held by an operator's open transaction, must not hold up the others
     that happen to be in the same batch.
     """
-    with connection.cursor() as cursor:
+    with prepared_cursor() as cursor:
         cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'")
 
 
@@ -225,7 +226,7 @@ def claim(
     lanes: dict[uuid.UUID, ClaimedLane] = {}
     retrying: dict[uuid.UUID, int | None] = {}
     found = Claim([], {}, [])
-    with transaction.atomic(), connection.cursor() as cursor:
+    with transaction.atomic(), prepared_cursor() as cursor:
         limit_lock_waits()
         cursor.execute(
             _TAKE_LANES,

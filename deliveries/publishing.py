@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 from uuid import UUID
 
 from django.db import connection, transaction
@@ -16,7 +16,8 @@ from deliveries.models import Event
 from deliveries.wakeups import wake
 from subscriptions.conf import conf
 from subscriptions.ids import uuid7
-from subscriptions.index import READ_VERSION, topic_index
+from subscriptions.index import READ_VERSION, read_version, topic_index
+from subscriptions.prepared import prepared_cursor
 from subscriptions.topics import validate_topic
 
 MOST_TYPE_CHARACTERS = 255
@@ -74,9 +75,12 @@ def publish_many(events: Iterable[NewEvent]) -> list[Event]:
     drafts = [_draft(event) for event in events]
     if not drafts:
         return []
-    # Only a known id can be refused after something was written. Without one, a savepoint in the
-    # caller's transaction would be two round trips for nothing.
+    # Only a known id can be refused after something was written. Without one, a transaction of
+    # our own around the one statement, or a savepoint in the caller's, would be two round trips
+    # for nothing.
     known_ids = any(event.get("event_id") is not None for event in events)
+    if not known_ids and connection.get_autocommit():
+        return _record(drafts)
     with transaction.atomic(savepoint=known_ids):
         return _record(drafts)
 
@@ -119,32 +123,35 @@ def _draft(event: NewEvent) -> _Draft:
     return _Draft(event_id, topic, event_type, event["payload"], body, created_at)
 
 
-# The version of the topic index rides along: reading it costs no round trip of its own, and is
-# done by a statement that begins after `publish` did.
-_INSERT_EVENTS = f"""
-INSERT INTO deliveries_event (id, topic, type, body, created_at)
-SELECT * FROM unnest(
-    %(ids)s::text[], %(topics)s::text[], %(types)s::text[], %(bodies)s::bytea[],
-    %(created)s::timestamptz[]
-) AS e (id, topic, type, body, created_at)
-ORDER BY id  -- two calls with the same ids must not lock each other out
-ON CONFLICT (id) DO NOTHING
-RETURNING id, {READ_VERSION}
-"""
-
+# Events, deliveries, and whom to wake: all or nothing, in one round trip. Nothing is written if
+# the topic index is not of the version that the matches are of; then the version that it is of
+# comes back, to match anew.
+#
 # The state of a subscription is read here, not remembered by the index: a trip or a pause needs
 # no new index, and what is deleted drops out by itself. A lane that rests needs no wake-up.
-_INSERT_DELIVERIES = """
-WITH target AS MATERIALIZED (
+_PUBLISH = f"""
+WITH seen (version, last_change) AS MATERIALIZED (SELECT {READ_VERSION}),
+event AS (
+    INSERT INTO deliveries_event (id, topic, type, body, created_at)
+    SELECT e.* FROM seen, unnest(
+        %(ids)s::text[], %(topics)s::text[], %(types)s::text[], %(bodies)s::bytea[],
+        %(created)s::timestamptz[]
+    ) AS e (id, topic, type, body, created_at)
+    WHERE %(any)s::bool OR (seen.version = %(version)s::bigint AND seen.last_change IS NULL)
+    ORDER BY e.id  -- two calls with the same ids must not lock each other out
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
+), target AS MATERIALIZED (
     SELECT m.number, m.event_id, s.id AS subscription_id, s.enabled,
         s.consecutive_failures > 0 OR coalesce(lane.failures > 0, false) AS failing,
         coalesce(lane.resume_at > now(), false) AS resting
     FROM unnest(%(events)s::text[], %(subscriptions)s::uuid[]) WITH ORDINALITY
         AS m (event_id, subscription_id, number)
+    JOIN event ON event.id = m.event_id
     JOIN subscriptions_subscription s ON s.id = m.subscription_id
     LEFT JOIN deliveries_lane lane ON lane.subscription_id = s.id
     WHERE s.enabled OR s.auto_disabled_at IS NOT NULL
-), inserted AS (
+), delivery AS (
     INSERT INTO deliveries_delivery (
         event_id, subscription_id, status, next_attempt_at, attempt_count, retries_used,
         last_error, created_at, held_at
@@ -153,7 +160,12 @@ WITH target AS MATERIALIZED (
         CASE WHEN enabled THEN now() END, 0, 0, '', now(), CASE WHEN NOT enabled THEN now() END
     FROM target ORDER BY number
 )
-SELECT DISTINCT subscription_id, failing FROM target WHERE enabled AND NOT resting
+SELECT seen.version, seen.last_change, ARRAY(SELECT id FROM event),
+    ARRAY(
+        SELECT DISTINCT subscription_id FROM target WHERE enabled AND NOT resting AND NOT failing
+    ),
+    ARRAY(SELECT DISTINCT subscription_id FROM target WHERE enabled AND NOT resting AND failing)
+FROM seen
 """
 
 
@@ -163,59 +175,86 @@ def _record(drafts: Sequence[_Draft]) -> list[Event]:
         known = first.setdefault(draft.id, draft)
         if known is not draft and not _same(known.body, known.created_at, draft):
             raise _conflict(draft.id)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _INSERT_EVENTS,
-            {
-                "ids": list(first),
-                "topics": [draft.topic for draft in first.values()],
-                "types": [draft.type for draft in first.values()],
-                "bodies": [draft.body for draft in first.values()],
-                "created": [draft.created_at for draft in first.values()],
-            },
+    recorded = _insert(list(first.values()))
+    events = {
+        draft.id: Event(
+            id=draft.id,
+            topic=draft.topic,
+            type=draft.type,
+            body=draft.body,
+            created_at=draft.created_at,
         )
-        rows = cursor.fetchall()
-        inserted = {row[0] for row in rows}
-        events = {
-            draft.id: Event(
-                id=draft.id,
-                topic=draft.topic,
-                type=draft.type,
-                body=draft.body,
-                created_at=draft.created_at,
-            )
-            for draft in first.values()
-            if draft.id in inserted
-        }
-        for event in events.values():
-            event._state.adding = False
-            event._state.db = connection.alias
-        if len(inserted) < len(first):
-            events |= _existing([draft for draft in first.values() if draft.id not in inserted])
-        if rows:
-            fresh = [draft for draft in first.values() if draft.id in inserted]
-            _deliver_new(cursor, fresh, rows[0][1:])
+        for draft in first.values()
+        if draft.id in recorded.event_ids
+    }
+    for event in events.values():
+        event._state.adding = False
+        event._state.db = connection.alias
+    # Events that were published together share their messages too.
+    one_by_one = len(first) == 1
+    if recorded.healthy:
+        transaction.on_commit(partial(wake, recorded.healthy, one_by_one=one_by_one))
+    if recorded.failing:
+        transaction.on_commit(
+            partial(wake, recorded.failing, recovering=True, one_by_one=one_by_one)
+        )
+    if len(events) < len(first):
+        events |= _existing([draft for draft in first.values() if draft.id not in events])
     return [events[draft.id] for draft in drafts]
 
 
-def _deliver_new(cursor: Any, drafts: Sequence[_Draft], version: tuple[Any, ...]) -> None:
+class _Recorded(NamedTuple):
+    """What `_PUBLISH` gives: what it saw of the index, what is new, and whom to wake."""
+
+    version: int | None
+    last_change: int | None
+    event_ids: list[str]
+    healthy: list[UUID]
+    failing: list[UUID]
+
+
+def _insert(drafts: Sequence[_Draft]) -> _Recorded:
+    """Record the drafts, with the matches at hand if they still hold, else with new ones."""
+    index = topic_index()
+    topics = [draft.topic for draft in drafts]
+    at_hand = index.match_at_hand(topics)
+    if at_hand is not None:
+        version, matches = at_hand
+        recorded = _try_to_insert(drafts, matches, version)
+        seen = (recorded.version, recorded.last_change)
+        if seen == (version, None):
+            return recorded
+    else:
+        seen = read_version()
+    # This was read after the call began: what is committed meanwhile need not be matched.
+    return _try_to_insert(drafts, index.match_many(topics, seen), None)
+
+
+def _try_to_insert(
+    drafts: Sequence[_Draft], matches: Sequence[Sequence[UUID]], version: int | None
+) -> _Recorded:
+    """Record the drafts if the index is still of that version; None stands for any."""
     event_ids: list[str] = []
     subscription_ids: list[UUID] = []
-    matches = topic_index().match_many([draft.topic for draft in drafts], version)
     for draft, matching in zip(drafts, matches, strict=True):
         event_ids += [draft.id] * len(matching)
         subscription_ids += matching
-    if not event_ids:
-        return
-    cursor.execute(_INSERT_DELIVERIES, {"events": event_ids, "subscriptions": subscription_ids})
-    healthy: list[UUID] = []
-    failing: list[UUID] = []
-    for subscription_id, is_failing in cursor.fetchall():
-        (failing if is_failing else healthy).append(subscription_id)
-    if healthy:
-        transaction.on_commit(partial(wake, healthy))
-    if failing:
-        transaction.on_commit(partial(wake, failing, recovering=True))
+    with prepared_cursor() as cursor:
+        cursor.execute(
+            _PUBLISH,
+            {
+                "ids": [draft.id for draft in drafts],
+                "topics": [draft.topic for draft in drafts],
+                "types": [draft.type for draft in drafts],
+                "bodies": [draft.body for draft in drafts],
+                "created": [draft.created_at for draft in drafts],
+                "events": event_ids,
+                "subscriptions": subscription_ids,
+                "version": version,
+                "any": version is None,
+            },
+        )
+        return _Recorded._make(cursor.fetchone())
 
 
 def _existing(drafts: Sequence[_Draft]) -> dict[str, Event]:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from uuid import UUID
 
-from django.db import InterfaceError, InternalError, OperationalError, connection, transaction
+from django.db import InterfaceError, InternalError, OperationalError, transaction
 
 from deliveries.claims import ClaimedDelivery, ClaimedLane, limit_lock_waits
 from deliveries.holding import hold
 from deliveries.policy import Next, Verdict
 from subscriptions import circuit
+from subscriptions.prepared import prepared_cursor
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ RETURNING lane.subscription_id, ending.wake_again
 
 
 def _leave_lanes(ends: Sequence[LaneEnd]) -> set[UUID]:
-    with connection.cursor() as cursor:
+    with prepared_cursor() as cursor:
         cursor.execute(
             _LEAVE_LANES,
             {
@@ -309,7 +310,7 @@ def _write(results: Sequence[Result], tripped: set[UUID]) -> None:
         }
         for one in results
     ]
-    with connection.cursor() as cursor:
+    with prepared_cursor() as cursor:
         cursor.execute(_SETTLE, {"results": json.dumps(rows)})
 
 
@@ -317,7 +318,7 @@ def _return_unsent(ends: Sequence[LaneEnd]) -> None:
     unsent = [(one.id, end.lane.lease) for end in ends for one in end.unsent]
     if not unsent:
         return
-    with connection.cursor() as cursor:
+    with prepared_cursor() as cursor:
         cursor.execute(
             """
             UPDATE deliveries_delivery d SET lease_until = NULL

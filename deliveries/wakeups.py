@@ -7,7 +7,9 @@ never an event, and nobody waits for it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -30,13 +32,24 @@ from subscriptions.conf import conf
 
 logger = logging.getLogger(__name__)
 
-# How long a flag vouches for a message that may be lost. A queue that is longer than this gets
-# a second, idle message; a lost one delays its subscription by this and one sweep at most.
+# How long a flag vouches for a message that may be lost, unless a lease is shorter. A queue that
+# is longer than this gets a second, idle message; a lost one delays its subscription by this and
+# one sweep at most.
 FLAG_SECONDS = 15
 # How long nobody tries a broker that failed.
 OUTAGE_SECONDS = 3.0
 # The longest that one command to Redis may take, in seconds.
 REDIS_TIMEOUT = 0.3
+
+_BROKER_AWAY = (
+    kombu.exceptions.OperationalError,
+    kombu.exceptions.BatchPublishError,  # type: ignore[attr-defined]
+    redis.RedisError,
+    OSError,
+)
+
+# How far apart, in seconds, wake-ups for later may be that share a message.
+COUNTDOWN_STEP = 0.2
 
 # How long a publisher waits for its wake-ups to be sent, in seconds.
 PATIENCE = 0.5
@@ -101,8 +114,10 @@ def _raise_flags(subscription_ids: Sequence[UUID], queue: str) -> list[UUID]:
         return list(subscription_ids)
     try:
         pipeline = flags().pipeline(transaction=False)
+        # What a killed worker held is due again when its lease ends; its flag must be gone then.
+        milliseconds = int(1000 * min(FLAG_SECONDS, conf().lease))
         for subscription_id in subscription_ids:
-            pipeline.set(_flag(subscription_id, queue), 1, nx=True, ex=FLAG_SECONDS)
+            pipeline.set(_flag(subscription_id, queue), 1, nx=True, px=milliseconds)
         raised = pipeline.execute()
     except redis.RedisError as error:
         flags_outage.begin(error)
@@ -157,9 +172,9 @@ class _Waker:
                 now = [one for one in orders if one.queue == queue and one.countdown is None]
                 if now:
                     _send_now(now, queue)
-            for one in orders:
-                if one.countdown is not None and not broker_outage.lasting():
-                    _send(one.subscription_ids, one.queue, countdown=one.countdown)
+            later = [one for one in orders if one.countdown is not None]
+            if later:
+                _send_later(later)
         finally:
             self._stuck = False
             for one in orders:
@@ -214,25 +229,47 @@ def _send_now(orders: list[_Order], queue: str) -> None:
         return
     wanted = list(dict.fromkeys(one for order in orders for one in order.subscription_ids))
     woken = _raise_flags(wanted, queue)
-    chunk = conf().fanout_chunk
-    one_by_one = all(order.one_by_one for order in orders) and len(woken) <= chunk
-    size = 1 if one_by_one else chunk
-    for start in range(0, len(woken), size):
-        if not _send(woken[start : start + size], queue):
-            lower_flags(woken[start:], queue)
-            return
+    one_by_one = all(order.one_by_one for order in orders) and len(woken) <= conf().fanout_chunk
+    messages = [[one] for one in woken] if one_by_one else _chunks(woken)
+    if messages and not _send(messages, queue):
+        lower_flags(woken, queue)
 
 
-def _send(subscription_ids: list[UUID], queue: str, countdown: float | None = None) -> bool:
+def _send_later(orders: list[_Order]) -> None:
+    """Receivers that timed out together are woken together: in one message for many of them."""
+    together: dict[float, list[UUID]] = {}
+    for order in orders:
+        seconds = order.countdown or 0.0
+        if len(orders) > 1:
+            # Up, not down: who is woken too early finds nothing.
+            seconds = math.ceil(seconds / COUNTDOWN_STEP) * COUNTDOWN_STEP
+        together.setdefault(seconds, []).extend(order.subscription_ids)
+    for seconds, ids in together.items():
+        if not broker_outage.lasting():
+            _send(_chunks(list(dict.fromkeys(ids))), RECOVER, countdown=seconds)
+
+
+def _chunks(wanted: list[UUID]) -> list[list[UUID]]:
+    size = conf().fanout_chunk
+    return [wanted[start : start + size] for start in range(0, len(wanted), size)]
+
+
+def _send(messages: Sequence[Sequence[UUID]], queue: str, countdown: float | None = None) -> bool:
+    """Send wake-ups, all of them in one round trip if the broker is Redis; whether that worked."""
     from deliveries.tasks import deliver
 
     try:
-        deliver.apply_async(
-            ([str(one) for one in subscription_ids],),
-            queue=queue,
-            countdown=countdown,  # type: ignore[arg-type]
-        )
-    except (kombu.exceptions.OperationalError, redis.RedisError, OSError) as error:
+        with current_app.producer_or_acquire() as producer, contextlib.ExitStack() as batch:
+            if len(messages) > 1:
+                batch.enter_context(producer.batch())
+            for subscription_ids in messages:
+                deliver.apply_async(
+                    ([str(one) for one in subscription_ids],),
+                    queue=queue,
+                    countdown=countdown,  # type: ignore[arg-type]
+                    producer=producer,
+                )
+    except _BROKER_AWAY as error:
         broker_outage.begin(error)
         return False
     broker_outage.end()

@@ -19,6 +19,7 @@ from django.dispatch import Signal
 
 from subscriptions import fuse, signals
 from subscriptions.conf import conf
+from subscriptions.prepared import prepared_cursor
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def record(reports: Sequence[Report]) -> list[uuid.UUID]:
     if not reports:
         return []
     values = conf()
-    with connection.cursor() as cursor:
+    with prepared_cursor() as cursor:
         cursor.execute(
             _COUNT,
             {

@@ -73,6 +73,12 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def _on_or_off(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError("on or off")
+    return text == "on"
+
+
 def _fraction(text: str) -> float:
     try:
         value = float(text)
@@ -212,6 +218,12 @@ class WebhookSettings:
     )
     sweep_interval: float = _setting(
         5.0, _seconds(0.1, 3600), "seconds between two sweeps for due work that has no wake-up"
+    )
+    prepared_statements: bool = _setting(
+        True,
+        _on_or_off,
+        "PostgreSQL plans the frequent statements once a connection; off behind a pooler that "
+        "gives each transaction another connection, such as PgBouncer in transaction mode",
     )
     dns_cache: float = _setting(30.0, _seconds(0, 3600), "how long a resolved host name is reused")
     ca_file: str = _setting(

@@ -174,6 +174,17 @@ class TopicIndex:
                 found = self._refresh_and_match(topics, seen)
             return found
 
+    def match_at_hand(self, topics: Sequence[str]) -> tuple[int, list[list[UUID]]] | None:
+        """The index's version and what matches in it, without a look at the database.
+
+        It holds if the version that `READ_VERSION` gives is the same and the last change is not
+        this transaction's. None if nothing has been read yet.
+        """
+        with self._lock:
+            if self._version is None:
+                return None
+            return self._version, [self._trie.match(topic) for topic in topics]
+
     def _match_in_memory(self, topics: Sequence[str], seen: Seen) -> list[list[UUID]] | None:
         version, last_change = seen
         with self._lock:

@@ -110,8 +110,10 @@ else:
         raise ImproperlyConfigured(
             "DATABASE_URL must be a postgresql:// address: PostgreSQL is the queue of record."
         )
-# A connection that died with a restart of the database is replaced, not handed out.
-DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+# A connection that died with a restart of the database is replaced, not handed out: by this
+# backend. Django would leave that to the pool, which takes its time (`CONN_HEALTH_CHECKS`).
+DATABASES["default"]["ENGINE"] = engines.BACKEND
+DATABASES["default"]["CONN_HEALTH_CHECKS"] = False
 # A web process answers from a few threads: a small pool spares it a new connection a request.
 DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
     "min_size": 0,

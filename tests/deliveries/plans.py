@@ -11,6 +11,7 @@ from typing import Any
 
 from django.db import connections
 from django.db.backends.signals import connection_created
+from psycopg import ClientCursor
 
 _PLANNED = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
 
@@ -41,15 +42,14 @@ class Plans:
             self.watching = False
 
     def __call__(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        """Wraps Django's execution of a statement: `EXPLAIN` comes first, on the same cursor.
+        """Wraps Django's execution of a statement: `EXPLAIN` comes first, in the same transaction.
 
         A server-side cursor can explain nothing; what it reads is meant to be everything.
         """
         text = str(sql)
         named = getattr(context["cursor"].cursor, "name", "")
         if self.watching and _PLANNED.match(text) and not many and not named:
-            execute(f"EXPLAIN (FORMAT JSON) {text}", params, False, context)
-            (answer,) = context["cursor"].fetchone()
+            answer = _explain(context["cursor"].cursor, text, params)
             nodes = list(_nodes((json.loads(answer) if isinstance(answer, str) else answer)[0]))
             self.found.append(
                 Plan(
@@ -61,6 +61,21 @@ class Plans:
                 )
             )
         return execute(sql, params, many, context)
+
+
+def _explain(cursor: Any, text: str, params: Any) -> Any:
+    explaining = ClientCursor(cursor.connection)
+    if isinstance(cursor, ClientCursor):
+        explaining.execute(f"EXPLAIN (FORMAT JSON) {text}", params)
+    else:
+        # A prepared statement has one plan, whatever its parameters.
+        numbers: dict[str, int] = {}
+        numbered = re.sub(
+            r"%\((\w+)\)s", lambda one: f"${numbers.setdefault(one[1], len(numbers) + 1)}", text
+        )
+        explaining.execute(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {numbered}")
+    (answer,) = explaining.fetchone() or ()
+    return answer
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

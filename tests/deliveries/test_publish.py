@@ -30,7 +30,7 @@ def woken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[set[UUID], bool]]:
     """The wake-ups, as (subscription ids, recovering)."""
     calls: list[tuple[set[UUID], bool]] = []
 
-    def record(ids: Any, *, recovering: bool = False) -> int:
+    def record(ids: Any, *, recovering: bool = False, one_by_one: bool = True) -> int:
         calls.append((set(ids), recovering))
         return 1
 
@@ -120,19 +120,61 @@ def test_nobody_is_woken_before_the_caller_commits(woken: list[Any]) -> None:
     assert len(woken) == 1
 
 
-def test_publishing_costs_one_query_for_the_event_and_one_for_its_deliveries(
-    woken: list[Any],
-) -> None:
+def test_publishing_costs_one_statement_and_no_transaction_of_its_own(woken: list[Any]) -> None:
     for _ in range(30):
         make_subscription()
     publish("test.warm", {})
-    with transaction.atomic(), CaptureQueriesContext(connection) as queries:
+    with CaptureQueriesContext(connection) as queries:
         publish("test.one", {})
-    assert len(queries) == 2, [query["sql"][:80] for query in queries]
+    assert len(queries) == 1, [query["sql"][:80] for query in queries]
     with transaction.atomic(), CaptureQueriesContext(connection) as queries:
         publish_many([NewEvent(topic="test.one", payload={"n": n}) for n in range(50)])
-    assert len(queries) == 2
+    assert len(queries) == 1
     assert Delivery.objects.count() == 30 * 52
+
+
+def test_a_subscription_that_another_process_made_since_is_matched(woken: list[Any]) -> None:
+    first = make_subscription()
+    publish("test.one", {})
+    # As another process does it: this one's index hears of nothing.
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE subscriptions_subscription SET topic_patterns = %s WHERE id = %s",
+            ['["other.>"]', first.pk],
+        )
+    second = make_subscription(topic_patterns=["test.>"])
+    with CaptureQueriesContext(connection) as queries:
+        publish("test.one", {})
+    assert statuses(first) == {"pending": 1}
+    assert statuses(second) == {"pending": 1}
+    # The matches at hand were stale: nothing was written by them, the changes read, then all.
+    assert len(queries) == 3
+    assert Event.objects.count() == 2
+
+
+def test_without_prepared_statements_all_is_the_same(
+    woken: list[Any], configure: Callable[..., None]
+) -> None:
+    configure(prepared_statements=False)
+    subscription = make_subscription()
+    publish("test.one", {})
+    publish_many([NewEvent(topic="test.one", payload={"n": n}) for n in range(3)])
+    assert statuses(subscription) == {"pending": 4}
+
+
+def test_events_that_are_published_together_share_their_wake_ups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[int, bool]] = []
+    monkeypatch.setattr(
+        "deliveries.publishing.wake",
+        lambda ids, *, one_by_one, **_: calls.append((len(ids), one_by_one)),
+    )
+    for n in range(3):
+        make_subscription(topic_patterns=[f"test.{n}"])
+    publish("test.0", {})
+    publish_many([NewEvent(topic=f"test.{n}", payload={}) for n in range(3)])
+    assert calls == [(1, True), (3, False)]
 
 
 def test_the_same_id_and_content_gives_the_first_event_back(woken: list[Any]) -> None:

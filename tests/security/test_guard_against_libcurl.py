@@ -140,10 +140,12 @@ def test_libcurl_dials_the_host_that_the_guard_saw() -> None:
             accepted.add(destination.host)
 
     fuzz()
-    # Enough was accepted to mean something: a guard that refuses all would pass otherwise.
-    assert len(accepted) > 100
-    assert len({host for host in accepted if ":" in host}) > 25
-    assert len({host for host in accepted if "xn--" in host}) > 10
+    # Enough was accepted to mean something: a guard that refuses all would pass otherwise. The
+    # examples are not the same on every machine (Hypothesis also draws constants that it finds in
+    # the modules that happen to be loaded), so the numbers are well below what is usual.
+    assert len(accepted) > 50
+    assert sum(":" in host for host in accepted) >= 5
+    assert sum("xn--" in host for host in accepted) >= 5
 
 
 @pytest.fixture(scope="module")

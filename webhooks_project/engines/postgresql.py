@@ -33,6 +33,7 @@ OPTIONS = {
     "unix_socket_permissions": "0700",
     "max_connections": "200",
     "shared_buffers": "256MB",
+    "random_page_cost": "1.1",  # PostgreSQL's own default is for disks that turn
     "fsync": "on",
     "synchronous_commit": "on",
     "timezone": "UTC",
