@@ -46,7 +46,7 @@ worker_send_task_events = False
 timezone = "UTC"
 enable_utc = True
 
-beat_scheduler = "django_celery_beat.schedulers:DatabaseScheduler"
+beat_scheduler = "deliveries.beat:Scheduler"
 beat_max_loop_interval = 1
 beat_schedule = {
     "webhooks: sweep": {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
 from celery import Task, shared_task
-from celery.signals import worker_shutdown, worker_shutting_down
+from celery.signals import beat_init, worker_shutdown, worker_shutting_down
 
 from deliveries import housekeeping as house
 from deliveries import sweeping
@@ -66,3 +68,15 @@ def _stop_sending(**_: Any) -> None:
 def _finish_sending(**_: Any) -> None:
     if not sender().drain(conf().request_timeout + 2):
         logger.warning("some requests were still in flight when the worker ended")
+
+
+@beat_init.connect
+def _end_beat_when_told(sender: Any, **_: Any) -> None:
+    """Beat ends on SIGTERM and Ctrl-C, after the tick that is under way.
+
+    Celery's own handler raises SystemExit, wherever beat is just then: where that is a callback,
+    Python swallows the exception, and beat goes on for ever.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sign, lambda *_: sender.stop())

@@ -66,8 +66,12 @@ def count_after(count: int, results: Tally) -> int:
 
 
 def trips(count: int, results: Tally, threshold: int) -> bool:
-    """Whether a circuit with `count` failures reaches `threshold` anywhere in `results`."""
-    return results.gone or count + results.before >= threshold or results.peak >= threshold
+    """Whether a failure among `results` brings a circuit with `count` failures to `threshold`.
+
+    A success never does, however high the count is: because the fuse had blown, say.
+    """
+    reached = results.before > 0 and count + results.before >= threshold
+    return results.gone or reached or results.peak >= threshold
 
 
 def probe_delay(probes: int, first: float, most: float) -> float:
@@ -101,7 +105,7 @@ WITH report AS MATERIALIZED (
 ),
 locked AS MATERIALIZED (
     SELECT s.id, r.succeeded AND s.consecutive_failures > 0 AS recovered,
-        r.gone OR s.consecutive_failures + r.before >= %(threshold)s
+        r.gone OR (r.before > 0 AND s.consecutive_failures + r.before >= %(threshold)s)
             OR r.peak >= %(threshold)s AS trips
     FROM subscriptions_subscription s JOIN report r ON r.id = s.id
     WHERE s.circuit_epoch = r.epoch AND s.enabled AND (

@@ -61,7 +61,6 @@ def beat(ready_directory: Path) -> Program:
         name="beat",
         command=[
             *(sys.executable, "-m", "celery", "-A", "webhooks_project", "beat"),
-            *("--scheduler", "django_celery_beat.schedulers:DatabaseScheduler"),
             "--pidfile=",  # a second beat is harmless: the sweep claims its rows
         ],
         env={"WEBHOOKS_READY_FILE": str(ready_directory / "beat")},

@@ -67,15 +67,7 @@ class Workers:
         )
 
     def beat(self, **variables: str) -> Any:
-        return self._start(
-            [
-                "beat",
-                "--scheduler",
-                "django_celery_beat.schedulers:DatabaseScheduler",
-                "--pidfile=",
-            ],
-            variables,
-        )
+        return self._start(["beat", "--pidfile="], variables)
 
     def _start(self, arguments: list[str], variables: dict[str, str]) -> subprocess.Popen[bytes]:
         number = len(self._started)

@@ -48,6 +48,9 @@ def test_silence_leaves_the_count() -> None:
         (4, [BAD, OK], True),  # it did reach five in a row before it recovered
         (0, [OK] + [BAD] * 5 + [OK], True),
         (4, [SILENT], False),
+        (7, [OK], False),  # counted while the fuse was blown, or under a higher threshold
+        (7, [SILENT, OK], False),
+        (7, [BAD], True),
     ],
 )
 def test_five_in_a_row_trip(count: int, results: list[bool | None], expected: bool) -> None:

@@ -89,6 +89,15 @@ def test_a_batch_that_would_trip_too_many_trips_none(many: list[Subscription]) -
     assert Subscription.objects.active().count() == 20
 
 
+def test_a_success_of_one_that_the_fuse_kept_enabled_does_not_trip_it(
+    many: list[Subscription],
+) -> None:
+    assert fail(*many) == []
+    succeed(many[0])
+    assert Subscription.objects.active().count() == 20
+    assert Subscription.objects.get(pk=many[0].pk).consecutive_failures == 0
+
+
 def test_trips_of_long_ago_do_not_add_up(many: list[Subscription]) -> None:
     assert len(fail(*many[:10])) == 10
     Subscription.objects.tripped().update(auto_disabled_at=timezone.now() - timedelta(minutes=6))
