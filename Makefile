@@ -8,9 +8,10 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 PYTHON ?=
 VENV ?= .venv
 ARGS ?=
+MINUTES ?= 10
 BIN := $(VENV)/bin
 
-.PHONY: help demo up test test-faults lint types format bench bench-quick bench-growth bench-compare clean venv
+.PHONY: help demo up test test-faults soak mutations lint types format bench bench-quick bench-growth bench-compare clean venv
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +27,12 @@ test: venv ## Run all tests. ARGS="-k circuit" picks some
 
 test-faults: venv ## Break every part for real; ARGS="-k broker" picks some
 	@$(BIN)/python -m pytest --ds=tests.faults.settings tests/faults --report docs/reliability.md $(ARGS)
+
+soak: venv ## Ten minutes of traffic: nothing grows. MINUTES=2 is less
+	@$(BIN)/python -m pytest --ds=tests.faults.settings tests/faults/test_soak.py --soak $(MINUTES) --report docs/reliability.md $(ARGS)
+
+mutations: venv ## Take guards out of a copy; a test must notice each
+	@$(BIN)/python -m tests.faults.mutations --report docs/reliability.md
 
 lint: venv ## Check style and formatting
 	@$(BIN)/ruff check --quiet .

@@ -90,6 +90,7 @@ class Lane:
         "_failures",
         "_fresh_until",
         "_in_flight",
+        "_left",
         "_lock",
         "_most",
         "_queue",
@@ -117,6 +118,7 @@ class Lane:
         self._failures = claimed.failures
         self._fresh_until = time.monotonic() + FRESH
         self._in_flight = 0
+        self._left = False
         self._since_growth = 0
         self._stopped = False
         self._rest = 0.0
@@ -135,9 +137,7 @@ class Lane:
                 if self._sender.stopping:
                     self._stopped = True
                 if self._stopped or not self._queue or self._in_flight >= self._window:
-                    leave = self._in_flight == 0 and (self._stopped or not self._queue)
-                    if leave:
-                        self._in_flight = -1  # nobody leaves twice
+                    leave = self._in_flight == 0 and self._is_over()
                     break
                 delivery = self._queue.popleft()
                 if delivery.payload is None and not delivery.unsendable:
@@ -148,7 +148,13 @@ class Lane:
                 self._in_flight += 1
             self._send(delivery)
         if leave:
-            self._leave()
+            self._sender.settle(self._exit())
+
+    def _is_over(self) -> bool:
+        """Whether nothing more is to be sent; the caller, alone, leaves the lane then."""
+        over = not self._left and (self._stopped or not self._queue)
+        self._left |= over
+        return over
 
     def _send(self, delivery: ClaimedDelivery) -> None:
         started = time.time()
@@ -192,23 +198,30 @@ class Lane:
         delivery.payload = None  # not needed any more, and others' may be large
         with self._lock:
             self._learn(delivery, judged.outcome, following)
-        self._sender.settle(
-            Result(
-                lane=self._claimed,
-                delivery=delivery,
-                next=following,
-                verdict=judged.outcome.verdict,
-                excused=judged.outcome.excused,
-                outcome=judged.code,
-                status_code=judged.status_code,
-                error=judged.error,
-                response_body=judged.response_body,
-                remote_address=judged.remote_address,
-                started_at=started,
-                duration_ms=judged.duration_ms,
-                settled=self._settled,
-            )
+            # The last result takes the end of its lane with it, in one transaction. Only if all
+            # others are written down: a lane is never left before its results.
+            leave = self._in_flight == 1 and self._is_over()
+            # The next request waits until this one's result is written down.
+            awaited = bool(self._queue) and self._in_flight >= self._window
+        result = Result(
+            lane=self._claimed,
+            delivery=delivery,
+            next=following,
+            verdict=judged.outcome.verdict,
+            excused=judged.outcome.excused,
+            outcome=judged.code,
+            status_code=judged.status_code,
+            error=judged.error,
+            response_body=judged.response_body,
+            remote_address=judged.remote_address,
+            started_at=started,
+            duration_ms=judged.duration_ms,
+            settled=self._settled,
         )
+        if leave:
+            self._sender.settle(result, self._exit())
+        else:
+            self._sender.settle(result, urgent=awaited)
 
     def _learn(self, delivery: ClaimedDelivery, outcome: Outcome, following: Next) -> None:
         """Grow the window with success; after a failure begin nothing more in this claim."""
@@ -241,7 +254,7 @@ class Lane:
             pause = following.delay if in_quick else quick[0] if quick else 1.0
             self._rest = max(self._rest, pause)
 
-    def _leave(self) -> None:
+    def _exit(self) -> LaneExit:
         end = LaneEnd(
             lane=self._claimed,
             token=self._token,
@@ -255,4 +268,4 @@ class Lane:
         # may have nobody else to announce it.
         wake_in = [self._rest] if self._rest > 0 else []
         later = [delay for delay in self._retries if delay > self._rest]
-        self._sender.settle(LaneExit(self._run, end, wake_in + sorted(later)[:1]))
+        return LaneExit(self._run, end, wake_in + sorted(later)[:1])

@@ -26,7 +26,7 @@ from deliveries.claims import Claim, claim, is_lock_timeout
 from deliveries.lanes import Lane, LaneExit, Run
 from deliveries.queues import DELIVER, RECOVER
 from deliveries.settling import AWAY, Result, settle
-from deliveries.stages import Stage
+from deliveries.stages import Pace, Stage
 from deliveries.transport import Transport, transport
 from subscriptions import circuit, crypto
 
@@ -43,8 +43,16 @@ SETTLE_PATIENCE = 30.0
 # How long results wait that somebody's lock kept from being written.
 LOCKED_DELAY = 0.5
 
+# How many small claims and small settlements a process makes, each a transaction: one that comes
+# alone is made at once, beyond these they wait up to ten milliseconds for each other.
+PER_SECOND = 100.0
+BURST = 10
+
 # Tasks whose lanes are being served at the same time, in one process.
 MOST_RUNS = 2000
+# While there are no more than so many of them, a task with `patience` has no need to wait: its
+# thread is there for the next message.
+FEW_RUNS = 100
 
 
 @dataclass(slots=True)
@@ -64,11 +72,15 @@ class Sender:
         self._runs = 0
         self._quiet = threading.Condition()
         self._bodies = EventBodies()
-        self._claims: Stage[Wanted] = Stage("claim", self._claim_batch, most=200)
+        self._claims: Stage[Wanted] = Stage(
+            "claim", self._claim_batch, most=200, pace=Pace(PER_SECOND, BURST)
+        )
         # Nobody sets it: it is there to wait on.
         self._pause = threading.Event()
         self._signals: Stage[Callable[[], None]] = Stage("signals", _call_all)
-        self._settlements: Stage[Result | LaneExit] = Stage("settle", self._settle_batch)
+        self._settlements: Stage[tuple[Result | LaneExit, ...]] = Stage(
+            "settle", self._settle_batch, pace=Pace(PER_SECOND, BURST)
+        )
 
     def serve(
         self,
@@ -80,8 +92,8 @@ class Sender:
         """Send what is due for these subscriptions; returns once it is sent and settled.
 
         What is not done when the time slice ends is left to a new wake-up. With `patience`, in
-        seconds, returns after that in any case: what waits for a slow receiver goes on without
-        a thread of its own. Returns whether all is done.
+        seconds, returns after that in any case, or at once while little is under way: what waits
+        for a slow receiver goes on without a thread of its own. Returns whether all is done.
         """
         with self._quiet:
             # Memory has an end: beyond this many, a caller waits for others to finish, and
@@ -89,9 +101,10 @@ class Sender:
             if not self._quiet.wait_for(lambda: self._runs < MOST_RUNS or self.stopping, patience):
                 return False
             self._runs += 1
+            unhurried = self._runs > FEW_RUNS or patience is None
         run = Run(recovering=recovering, on_finish=self._run_finished)
         self._claims.put(Wanted(run, subscription_ids))
-        return run.wait(patience)
+        return run.wait(patience if unhurried else 0)
 
     def _run_finished(self) -> None:
         with self._quiet:
@@ -117,8 +130,9 @@ class Sender:
         self._settlements.close()
         self._signals.close()
 
-    def settle(self, item: Result | LaneExit) -> None:
-        self._settlements.put(item)
+    def settle(self, *items: Result | LaneExit, urgent: bool = False) -> None:
+        """Write these down, in one transaction; `urgent` if somebody waits for that."""
+        self._settlements.put(items, urgent=urgent)
 
     # Claiming
 
@@ -185,7 +199,8 @@ class Sender:
 
     # Settling
 
-    def _settle_batch(self, items: list[Result | LaneExit]) -> None:
+    def _settle_batch(self, together: list[tuple[Result | LaneExit, ...]]) -> None:
+        items = [one for group in together for one in group]
         circuit.announcer.set(self._signals.put)
         # A probe may enable its subscription, which locks more rows than a result: each by
         # itself, so that locks are taken in one order.
@@ -235,7 +250,7 @@ class Sender:
             )
             one.run.end()
         for result in results:
-            result.settled(True)
+            result.settled(result.delivery.id not in settled.given_up)
 
     def _set_aside(self, items: list[Result | LaneExit]) -> None:
         """Somebody holds a row of one of these subscriptions: settle the others, that one later."""
@@ -252,8 +267,7 @@ class Sender:
             timer.start()
 
     def _settle_again(self, items: list[Result | LaneExit]) -> None:
-        for one in items:
-            self.settle(one)
+        self.settle(*items)
 
     def _abandon(self, items: list[Result | LaneExit]) -> None:
         """Let the leases run out: somebody else sends again what could not be recorded."""
@@ -278,7 +292,7 @@ class Sender:
         same_queue = left.run.recovering or not failing
         if same_queue and not self.stopping and time.monotonic() < left.run.deadline:
             left.run.begin()
-            self._claims.put(Wanted(left.run, [lane.subscription_id]))
+            self._claims.put(Wanted(left.run, [lane.subscription_id]), urgent=True)
         else:
             wakeups.wake([lane.subscription_id], recovering=failing, patience=0)
 

@@ -68,10 +68,14 @@ class LaneEnd:
 
 @dataclass(slots=True)
 class Settled:
-    """`wake_again`: lanes for which a wake-up came meanwhile. `tripped`: circuits that did."""
+    """`wake_again`: lanes for which a wake-up came meanwhile. `tripped`: circuits that did.
+
+    `given_up`: deliveries of which nothing can be written; their leases run out.
+    """
 
     wake_again: set[UUID] = field(default_factory=set)
     tripped: set[UUID] = field(default_factory=set)
+    given_up: set[int] = field(default_factory=set)
 
 
 def settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
@@ -95,7 +99,13 @@ def settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
         except AWAY:
             raise
         except Exception as error:
-            settled.tripped |= _in_transaction([_unwritable(result, error)], []).tripped
+            try:
+                settled.tripped |= _in_transaction([_unwritable(result, error)], []).tripped
+            except AWAY:
+                raise
+            except Exception:
+                logger.exception("nothing can be written of delivery %d", result.delivery.id)
+                settled.given_up.add(result.delivery.id)
     settled.wake_again = _in_transaction([], ends).wake_again
     return settled
 

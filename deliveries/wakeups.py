@@ -23,6 +23,7 @@ import redis
 from celery import current_app
 from django.conf import settings
 from redis.backoff import NoBackoff
+from redis.commands.core import Script
 from redis.retry import Retry
 
 from deliveries.queues import DELIVER, RECOVER
@@ -104,6 +105,23 @@ def flags() -> redis.Redis:
     )
 
 
+# Five thousand commands are work of a tenth of a second for a client in Python; one is not. The
+# answer has a character for each flag: 1 if it is new.
+_RAISE_ALL = """
+local new = {}
+for number, name in ipairs(KEYS) do
+    new[number] = redis.call('SET', name, 1, 'NX', 'PX', ARGV[1]) and '1' or '0'
+end
+return table.concat(new)
+"""
+FLAGS_AT_ONCE = 1000
+
+
+@cache
+def _raise_all() -> Script:
+    return flags().register_script(_RAISE_ALL)
+
+
 def _flag(subscription_id: UUID, queue: str) -> str:
     return f"webhooks:woken:{queue}:{subscription_id}"
 
@@ -112,13 +130,19 @@ def _raise_flags(subscription_ids: Sequence[UUID], queue: str) -> list[UUID]:
     """Flag the subscriptions; returns those that were not flagged, and so need a message."""
     if flags_outage.lasting():
         return list(subscription_ids)
+    # What a killed worker held is due again when its lease ends; its flag must be gone then.
+    milliseconds = int(1000 * min(FLAG_SECONDS, conf().lease))
+    names = [_flag(subscription_id, queue) for subscription_id in subscription_ids]
+    raised: list[bool] = []
     try:
-        pipeline = flags().pipeline(transaction=False)
-        # What a killed worker held is due again when its lease ends; its flag must be gone then.
-        milliseconds = int(1000 * min(FLAG_SECONDS, conf().lease))
-        for subscription_id in subscription_ids:
-            pipeline.set(_flag(subscription_id, queue), 1, nx=True, px=milliseconds)
-        raised = pipeline.execute()
+        if len(names) == 1:
+            raised.append(bool(flags().set(names[0], 1, nx=True, px=milliseconds)))
+        else:
+            for start in range(0, len(names), FLAGS_AT_ONCE):
+                answer = _raise_all()(
+                    names[start : start + FLAGS_AT_ONCE], [milliseconds], client=flags()
+                )
+                raised += [new == b"1"[0] for new in answer]
     except redis.RedisError as error:
         flags_outage.begin(error)
         return list(subscription_ids)

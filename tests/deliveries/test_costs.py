@@ -111,9 +111,9 @@ def test_results_that_finish_together_are_settled_in_three_statements(
     monkeypatch.setattr(sending, "settle", counted)
     hand_over, answered = sender.settle, []
 
-    def note(item: Any) -> None:
-        hand_over(item)
-        answered.append(item)
+    def note(*items: Any, **more: Any) -> None:
+        hand_over(*items, **more)
+        answered.extend(items)
         if len(answered) == 10:
             all_answered.set()
 
@@ -123,6 +123,21 @@ def test_results_that_finish_together_are_settled_in_three_statements(
     # The first call holds what had come when it began, the second all the rest.
     assert sum(results for results, _ in counted.calls[:2]) == 10
     assert max(statements for _, statements in counted.calls) <= 3
+
+
+@pytest.mark.usefixtures("ordered")
+def test_a_lone_delivery_is_written_down_with_the_end_of_its_lane(
+    sender: Sender, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscription = make_subscription(url=receiver.url)
+    publish("test.one", {})
+    at_once = threading.Event()
+    at_once.set()
+    counted = Counted(at_once)
+    monkeypatch.setattr(sending, "settle", counted)
+    sender.serve([subscription.pk], recovering=False)
+    assert statuses(subscription) == {"succeeded": 1}
+    assert len(counted.calls) == 1, "one transaction for the result and the lane"
 
 
 # Waking

@@ -724,3 +724,15 @@ def test_no_secret_is_in_a_repr(sender: Sender, receiver: Receiver) -> None:
     found = claim([subscription.pk], EventBodies(), _decrypt, token=uuid.uuid4(), failing_too=True)
     assert found.lanes[0].secrets[0].startswith("whsec_")
     assert "whsec_" not in repr(found)
+
+
+def test_a_delivery_of_which_nothing_can_be_written_does_not_take_the_others_along(
+    send: Callable[..., None], receiver: Receiver
+) -> None:
+    subscription = make_subscription(url=receiver.url, max_in_flight=10)
+    publish_many([NewEvent(topic="test.one", payload={"n": n}) for n in range(5)])
+    first = Delivery.objects.order_by("id")[0]
+    Delivery.objects.filter(pk=first.pk).update(attempt_count=2**31 - 1)
+    send(subscription)
+    assert statuses(subscription) == {"pending": 1, "succeeded": 4}
+    assert Delivery.objects.get(pk=first.pk).status == "pending"

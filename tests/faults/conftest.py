@@ -17,7 +17,7 @@ from django.db import connection
 from tests.faults import recorder
 from tests.faults.installation import Engine, Installation, Web
 from tests.faults.receivers import Receivers
-from tests.faults.report import FAILED, HELD, SKIPPED, Row, machine, page
+from tests.faults.report import FAILED, HELD, SKIPPED, Row, faults, machine, write
 from tests.faults.waiting import eventually
 from tests.faults.world import World
 from webhooks_project.engines import DATABASE, Cluster, local_dir
@@ -44,6 +44,7 @@ WORLD = pytest.StashKey[World]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--report", help="write the table of faults to this file, if all were tried")
+    parser.addoption("--soak", type=float, metavar="MINUTES", help="soak, for so many minutes")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,6 +54,13 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"The fault suite breaks its engines; give it its own: --ds={SETTINGS}"
         )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The soak is a command of its own."""
+    if collection_path.name == "test_soak.py" and config.getoption("--soak") is None:
+        return True
+    return None
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -84,7 +92,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     path = config.getoption("--report")
     if path and table.complete and table.rows:
         seconds = time.monotonic() - table.began
-        Path(path).write_text(page(table.rows, table.machine, seconds))
+        write(Path(path), "faults", faults(table.rows, table.machine, seconds))
 
 
 @pytest.fixture(scope="session")
@@ -139,14 +147,16 @@ def world(
         made.configure()
         request.node.stash[WORLD] = made
         yield made
-        installation.end()
+        stuck = installation.end()
     connection.close()
     eventually(web.answers, "the web process answering again")
+    assert not stuck, f"not ended by SIGTERM: {stuck}"
 
 
 _TABLES = (
     "deliveries_attempt, deliveries_delivery, deliveries_event, deliveries_lane, "
-    "subscriptions_signingsecret, subscriptions_subscription, django_celery_beat_periodictask"
+    "subscriptions_signingsecret, subscriptions_subscription, subscriptions_tripfuse, "
+    "django_celery_beat_periodictask"
 )
 
 

@@ -48,6 +48,15 @@ class Process:
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait(10)
 
+    def abort(self) -> None:
+        """SIGABRT, at which Python writes into the log where each thread stands."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.popen.pid, signal.SIGABRT)
+        try:
+            self.popen.wait(10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """Stopped (SIGSTOP) while the block lasts: it is there, and does nothing."""
@@ -116,8 +125,10 @@ class Installation:
             ]
         )
 
-    def beat(self, *, wrap: Sequence[str] = ()) -> Process:
-        return self._start(programs.beat(self._directory), wrap, None)
+    def beat(
+        self, *, wrap: Sequence[str] = (), variables: Mapping[str, str] | None = None
+    ) -> Process:
+        return self._start(programs.beat(self._directory), wrap, variables)
 
     def start_again(self, ended: Sequence[Process]) -> list[Process]:
         """The same programs, started anew as whoever supervises them would."""
@@ -130,17 +141,21 @@ class Installation:
     def logs(self) -> str:
         return "\n".join(one.said() for one in self.processes)
 
-    def end(self) -> None:
+    def end(self) -> list[str]:
+        """End all; returns the names of those that SIGTERM did not end within `GRACE` seconds."""
         for one in self.processes:
             one.terminate()
+        stuck = []
         for one in self.processes:
             try:
                 one.popen.wait(GRACE)
             except subprocess.TimeoutExpired:
-                one.kill()
+                stuck.append(one.program.name)
+                one.abort()
         assert self._lifeline.stdin is not None
         self._lifeline.stdin.close()
         self._lifeline.wait()
+        return stuck
 
     def _worker_program(self, name: str, queues: str) -> Program:
         program = programs.worker(name, queues, THREADS, self._directory)
@@ -171,6 +186,7 @@ class Installation:
             **program.env,
             **variables,
             recorder.FILE_VARIABLE: str(self.signals),
+            "PYTHONFAULTHANDLER": "1",
         }
         log = self._directory / f"{program.name}.{len(self.processes)}.log"
         with log.open("wb") as output:

@@ -55,9 +55,11 @@ class Ledger:
         self.accepted.append(accepted)
         return accepted
 
-    def publish_many(self, topics: Iterable[str], batch: int = 1000) -> None:
+    def publish_many(self, topics: Iterable[str], batch: int = 1000, **payload: object) -> None:
         """Many events at once, in transactions of `batch`. Raises what `publish_many` does."""
-        wanted = [NewEvent(topic=topic, payload={"n": n}) for n, topic in enumerate(topics)]
+        wanted = [
+            NewEvent(topic=topic, payload={"n": n, **payload}) for n, topic in enumerate(topics)
+        ]
         for start in range(0, len(wanted), batch):
             began = time.monotonic()
             events = publish_many(wanted[start : start + batch])

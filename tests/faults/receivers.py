@@ -27,7 +27,10 @@ STATE_TIMEOUT = 10.0
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One request. Times are by `time.monotonic()`; `answered_at` is 0 until it is answered."""
+    """One request. Times are by `time.monotonic()`; `answered_at` is 0 until it is answered.
+
+    `beside`: how many requests of its lane were unanswered when it came, itself among them.
+    """
 
     at: float
     lane: str
@@ -35,6 +38,7 @@ class Request:
     digest: bytes
     status: int = 0
     answered_at: float = 0.0
+    beside: int = 1
 
 
 Respond = Callable[[Request], Answer]
@@ -73,6 +77,7 @@ class Site:
         self.most_in_flight[request.lane] = max(
             self.most_in_flight[request.lane], self.in_flight[request.lane]
         )
+        request.beside = self.in_flight[request.lane]
         answer = self.respond(request)
         if answer.delay == math.inf:
             self.waiting.append(connection)
@@ -91,18 +96,19 @@ class _Visit:
     _connection: _Connection
 
     def __init__(self, site: Site) -> None:
-        self._site = site
+        self.site = site
         self._request: Request | None = None
 
     def connected(self, connection: Connection) -> None:
         assert isinstance(connection, _Connection)
         self._connection = connection
-        self._site._receivers.open.add(connection)
+        self.site._receivers.open.add(connection)
 
     def disconnected(self, connection: Connection) -> None:
-        self._site._receivers.open.discard(connection)
+        assert isinstance(connection, _Connection)
+        self.site._receivers.open.discard(connection)
         if self._request is not None:  # the sender hung up first
-            self._site.in_flight[self._request.lane] -= 1
+            self.site.in_flight[self._request.lane] -= 1
             self._request = None
 
     def take(self, headers: dict[str, str], body: bytes) -> Answer:
@@ -113,11 +119,11 @@ class _Visit:
             id=lower.get("webhook-id", ""),
             digest=hashlib.blake2b(body, digest_size=16).digest(),
         )
-        return self._site.took(self._request, self._connection)
+        return self.site.took(self._request, self._connection)
 
     def wrote(self, status: int) -> None:
         if self._request is not None:
-            self._site.answered(self._request, status)
+            self.site.answered(self._request, status)
             self._request = None
 
 
@@ -127,6 +133,9 @@ class _Connection(Connection):
     def __init__(self, visit: _Visit) -> None:
         super().__init__(visit)
         self._visit = visit
+
+    def belongs_to(self, site: Site) -> bool:
+        return self._visit.site is site
 
     def answer_now(self, answer: Answer) -> None:
         self._answer_late(answer, keep_alive=True)
@@ -165,12 +174,13 @@ class Receivers:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
-        self.open: set[Connection] = set()
+        self.open: set[_Connection] = set()
         self._came = threading.Condition()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="receivers", daemon=True)
         self._listeners: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
+        self._serving: dict[Site, asyncio.Server] = {}
 
     def __enter__(self) -> Receivers:
         self._thread.start()
@@ -214,8 +224,14 @@ class Receivers:
                 filler.close()
 
     def serve(self, door: Door) -> Site:
-        """Answer at an address that was `unreachable`."""
+        """Answer at an address that was `unreachable`, or `cut`."""
         return self.site(listener=door.listener)
+
+    def cut(self, site: Site) -> Door:
+        """Nobody listens there any more: connections end, new ones are refused, until `serve`."""
+        asyncio.run_coroutine_threadsafe(self._stop(site), self._loop).result(STATE_TIMEOUT)
+        # Bound and not listening: refused, and nobody else gets the port.
+        return Door(self._bind(site.port), site.url)
 
     def silent(self, backlog: int = 4096) -> str:
         """The URL of a black hole: the kernel completes connections, nobody ever takes them."""
@@ -258,10 +274,10 @@ class Receivers:
         """Call that on the receivers' thread."""
         self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _bind(self) -> socket.socket:
+    def _bind(self, port: int = 0) -> socket.socket:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, 0))
+        listener.bind((HOST, port))
         self._listeners.append(listener)
         return listener
 
@@ -270,6 +286,13 @@ class Receivers:
             lambda: _Connection(_Visit(site)), sock=site.listener, backlog=4096
         )
         self._servers.append(server)
+        self._serving[site] = server
+
+    async def _stop(self, site: Site) -> None:
+        self._serving.pop(site).close()
+        for connection in list(self.open):
+            if connection.belongs_to(site):
+                connection.abort()
 
     async def _close(self) -> None:
         for server in self._servers:

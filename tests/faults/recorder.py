@@ -1,7 +1,8 @@
 """Loaded into the workers with `--include`: writes down each signal of the circuit.
 
-One line each, `tripped` or `reset`, then the subscription's id, to the file that
-`FAULTS_SIGNALS` names. A write of less than a page with O_APPEND is never torn or interleaved.
+One line each, `tripped` or `reset`, then the subscription's id, or `blown` or `mended` for the
+fuse, to the file that `FAULTS_SIGNALS` names. A write of less than a page with O_APPEND is never
+torn or interleaved.
 """
 
 from __future__ import annotations
@@ -10,26 +11,36 @@ import os
 from typing import Any
 
 from subscriptions.models import Subscription
-from subscriptions.signals import circuit_reset, circuit_tripped
+from subscriptions.signals import circuit_reset, circuit_tripped, fuse_blown, fuse_mended
 
 FILE_VARIABLE = "FAULTS_SIGNALS"
 
 
-def write(word: str, subscription: Subscription) -> None:
+def write(*words: object) -> None:
     file = os.open(os.environ[FILE_VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        os.write(file, f"{word} {subscription.pk}\n".encode())
+        os.write(file, " ".join(map(str, words)).encode() + b"\n")
     finally:
         os.close(file)
 
 
 def _tripped(*, subscription: Subscription, **_: Any) -> None:
-    write("tripped", subscription)
+    write("tripped", subscription.pk)
 
 
 def _reset(*, subscription: Subscription, **_: Any) -> None:
-    write("reset", subscription)
+    write("reset", subscription.pk)
+
+
+def _blown(**_: Any) -> None:
+    write("blown")
+
+
+def _mended(**_: Any) -> None:
+    write("mended")
 
 
 circuit_tripped.connect(_tripped, dispatch_uid="faults")
 circuit_reset.connect(_reset, dispatch_uid="faults")
+fuse_blown.connect(_blown, dispatch_uid="faults")
+fuse_mended.connect(_mended, dispatch_uid="faults")

@@ -1,11 +1,11 @@
-"""The table of `docs/reliability.md`: one line for each fault, with what was measured."""
+"""`docs/reliability.md`: the table of faults with what was measured, and two other sections."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,6 @@ class Row:
     measured: dict[str, str] = field(default_factory=dict)
     verdict: str = FAILED
     why: str = ""
-    seconds: float = 0.0
 
     def add(self, **numbers: object) -> None:
         """Take down numbers; `_` in a name is a blank. Seconds and shares are given as text."""
@@ -38,11 +37,15 @@ class Row:
 HEAD = """\
 # Reliability
 
-What happens when parts break, tried for real. `make test-faults` wrote this page: real engines,
-real worker processes, receivers on this machine that log every request. Do not edit it; run the
-command.
+What happens when parts break, tried for real: real engines, real worker processes, receivers on
+this machine that log every request. Commands write this page, each its own section: do not edit
+it, run `make test-faults`, `make soak` or `make mutations`.
+"""
 
-After every fault the receivers' logs are held against the tables:
+FAULTS = """\
+## Faults
+
+`make test-faults`. After every fault the receivers' logs are held against the tables:
 
 - every accepted event has its delivery, which arrived, or stands in a state that people can see;
 - nothing is stuck: no delivery without a due time, no lease without a holder, nothing forgotten;
@@ -56,19 +59,39 @@ interval of the sweep. Both are short here, so that the suite ends in minutes; t
 depend on them name them.
 """
 
+SECTIONS = ("faults", "soak", "mutations")
 
-def page(rows: Iterable[Row], seconds: float) -> str:
-    rows = list(rows)
+
+def faults(rows: Iterable[Row], machine: str, seconds: float) -> str:
+    """The section that a run of the whole suite writes."""
     lines = [
-        HEAD,
-        f"Measured in {seconds / 60:.1f} minutes on {machine()}.",
+        FAULTS,
+        f"Measured in {seconds / 60:.1f} minutes on {machine}.",
         "",
-        "| fault | what must hold | measured | held |",
-        "| --- | --- | --- | --- |",
-        *(row.line() for row in rows),
-        "",
+        *table(("fault", "what must hold", "measured", "held"), [row.line() for row in rows]),
     ]
     return "\n".join(lines)
+
+
+def table(heads: Sequence[str], lines: Iterable[str]) -> list[str]:
+    return [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads), *lines]
+
+
+def write(path: Path, section: str, text: str) -> None:
+    """Put a section into the page, in its place; those of the other commands stay."""
+    old = path.read_text() if path.exists() else ""
+    texts = {name: _section(old, name) for name in SECTIONS} | {section: text.strip()}
+    parts = [HEAD.strip(), *(_marked(name, one) for name, one in texts.items() if one)]
+    path.write_text("\n\n".join(parts) + "\n")
+
+
+def _section(page: str, name: str) -> str:
+    _, _, rest = page.partition(f"<!-- {name} -->\n")
+    return rest.partition(f"\n<!-- end of {name} -->")[0].strip()
+
+
+def _marked(name: str, text: str) -> str:
+    return f"<!-- {name} -->\n\n{text}\n\n<!-- end of {name} -->"
 
 
 def machine() -> str:

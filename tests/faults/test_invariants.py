@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.faults.growth import Look, grown
 from tests.faults.history import Attempt, Replayed, replay
 from tests.faults.invariants import (
     Circuit,
@@ -142,3 +143,14 @@ def failures(*statuses: int) -> list[Attempt]:
 )
 def test_the_history_is_replayed(history: list[Attempt], quick: int, expected: Replayed) -> None:
     assert replay(history, quick=quick, threshold=2) == expected
+
+
+def test_growth_is_said() -> None:
+    before = Look(100 * 2**20, 10, 20, 5)
+    assert grown(before, before) == []
+    assert grown(before, Look(120 * 2**20, 14, 24, 9)) == [
+        "100 → 120 MiB",
+        "10 → 14 threads",
+        "20 → 24 files",
+        "5 → 9 connections",
+    ]

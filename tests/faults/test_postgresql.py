@@ -7,7 +7,7 @@ import time
 
 import psycopg
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from tests.faults.invariants import Summary, check_invariants
 from tests.faults.report import Row
@@ -148,3 +148,30 @@ def test_a_read_only_database_stops_everything_and_loses_nothing(
     found = nothing_was_blamed(world)
     assert refused > 0.5 * RATE * READ_ONLY, "publish did not say that nothing can be written"
     report(measured, world, found, [gap], settled)
+
+
+@pytest.mark.fault(
+    "a delivery's row locked by an operator's open transaction, among others of the same lane",
+    "the others of the lane do not wait for it; it arrives once it is let go",
+)
+def test_a_locked_delivery_holds_up_no_other(world: World, measured: Row) -> None:
+    site = world.receivers.site()
+    world.subscribe(site, ["locked"], name="locked")
+    events = 20
+    world.ledger.publish_many(["locked"] * events)
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT event_id FROM deliveries_delivery ORDER BY id LIMIT 1 FOR UPDATE"
+            )
+            locked = cursor.fetchone()[0]
+        world.installation.standard()
+        ready = time.monotonic()
+        assert world.receivers.wait_for(events - 1, 10), "the others wait for the locked one"
+        seconds = time.monotonic() - ready
+        assert locked not in {one.id for one in world.receivers.requests}
+    world.wait_until_settled()
+    found = check_invariants(world)
+    assert world.statuses() == {"succeeded": events}
+    assert (found.duplicates, found.unknown) == (0, 0)
+    measured.add(others=events - 1, arrived_after=f"{seconds:.1f} s", sent_twice=found.duplicates)

@@ -8,6 +8,7 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -183,8 +184,22 @@ class World:
 
     def signals(self) -> list[tuple[str, UUID]]:
         """The signals that any process of the installation sent: (`tripped` or `reset`, id)."""
-        words = (line.split() for line in self.installation.signals.read_text().splitlines())
-        return [(word, UUID(one)) for word, one in words]
+        return [(words[0], UUID(words[1])) for words in self._signals() if len(words) == 2]
+
+    def fuse_signals(self) -> list[str]:
+        """`blown` and `mended`, as any process of the installation said."""
+        return [words[0] for words in self._signals() if len(words) == 1]
+
+    def _signals(self) -> list[list[str]]:
+        return [line.split() for line in self.installation.signals.read_text().splitlines()]
+
+    def gaps(self, name: str) -> list[float]:
+        """Seconds between two requests of the same delivery of a lane, for each such two."""
+        came: dict[str, list[float]] = {}
+        for one in self.receivers.requests:
+            if one.lane == name:
+                came.setdefault(one.id, []).append(one.at)
+        return [later - at for times in came.values() for at, later in pairwise(times)]
 
 
 @dataclass
