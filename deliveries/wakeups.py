@@ -49,6 +49,8 @@ _BROKER_AWAY = (
     OSError,
 )
 
+# Into how many messages subscriptions that are woken together are divided.
+MESSAGES = 10
 # How far apart, in seconds, wake-ups for later may be that share a message.
 COUNTDOWN_STEP = 0.2
 
@@ -226,8 +228,8 @@ def wake(
 ) -> None:
     """Wake subscriptions that have due deliveries.
 
-    One message for each, unless there are more than `fanout_chunk` of them or `one_by_one` is
-    off. Returns when the messages are with the broker, and after `patience` seconds in any
+    One message for each; `fanout_chunk` in a message if there are more of them than that; with
+    `one_by_one` off, about ten messages for all. Returns when the messages are with the broker, and after `patience` seconds in any
     case; never raises because of a broker or a Redis that is away.
     """
     wanted = list(dict.fromkeys(subscription_ids))
@@ -253,8 +255,10 @@ def _send_now(orders: list[_Order], queue: str) -> None:
         return
     wanted = list(dict.fromkeys(one for order in orders for one in order.subscription_ids))
     woken = _raise_flags(wanted, queue)
-    one_by_one = all(order.one_by_one for order in orders) and len(woken) <= conf().fanout_chunk
-    messages = [[one] for one in woken] if one_by_one else _chunks(woken)
+    if not all(order.one_by_one for order in orders):
+        messages = _shared(woken)
+    else:
+        messages = _chunks(woken, 1 if len(woken) <= conf().fanout_chunk else conf().fanout_chunk)
     if messages and not _send(messages, queue):
         lower_flags(woken, queue)
 
@@ -270,11 +274,15 @@ def _send_later(orders: list[_Order]) -> None:
         together.setdefault(seconds, []).extend(order.subscription_ids)
     for seconds, ids in together.items():
         if not broker_outage.lasting():
-            _send(_chunks(list(dict.fromkeys(ids))), RECOVER, countdown=seconds)
+            _send(_shared(list(dict.fromkeys(ids))), RECOVER, countdown=seconds)
 
 
-def _chunks(wanted: list[UUID]) -> list[list[UUID]]:
-    size = conf().fanout_chunk
+def _shared(wanted: list[UUID]) -> list[list[UUID]]:
+    """About ten messages, so that ten workers can share them; `fanout_chunk` in one at most."""
+    return _chunks(wanted, min(conf().fanout_chunk, max(1, len(wanted) // MESSAGES)))
+
+
+def _chunks(wanted: list[UUID], size: int) -> list[list[UUID]]:
     return [wanted[start : start + size] for start in range(0, len(wanted), size)]
 
 

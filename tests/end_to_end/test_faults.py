@@ -100,7 +100,7 @@ def test_a_flushed_broker_loses_nothing(
     broker: redis.Redis,
 ) -> None:
     event_ids = publish_all()
-    assert broker.llen("deliver") == 1  # one message for all that was published together
+    assert broker.llen("deliver") == SUBSCRIPTIONS
     broker.flushall()
     workers.worker()
     workers.beat()
