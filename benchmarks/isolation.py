@@ -64,63 +64,70 @@ def skewed(place: Place, seconds: float, rounds: int) -> Measured:
         )
 
 
-def slow(place: Place, events: int, seconds: float) -> Measured:
+def slow(place: Place, events: int, seconds: float, rounds: int = 2) -> Measured:
     """Ten receivers of a hundred take requests and never answer.
 
-    First without, then with: how fast the healthy ones are served by events that go to all of
-    them, one after the other; and how long one waits under a steady load. The silent ones get a
-    tenth of the deliveries. They are let time out before the measurement with them begins, so
-    that their retries are under way.
+    How fast the healthy ninety are served by events that go to all hundred, one after the other;
+    and how long one of them waits under a steady load. By turns without, when ten more healthy
+    ones stand in for the silent, and with; so that the machine's moods hit both, and as much is
+    published in both. The silent ones have timed out before the first measurement with them
+    begins, so that their retries are under way.
     """
     with trial(place) as bench:
         receiver = bench.receiver()
         silent = bench.receiver("silent receiver", silent=True)
         publisher, other = bench.publisher(), bench.publisher("slow publisher")
         subscribe(publisher, receiver, HEALTHY, "*.created")
-        subscribe(publisher, receiver, HEALTHY, OWN, first=HEALTHY)
-        subscribe(publisher, silent, SILENT, "all.*", "silent.*", first=2 * HEALTHY)
+        subscribe(publisher, receiver, SILENT, "order.*", first=HEALTHY)
+        alone = HEALTHY + SILENT
+        subscribe(publisher, receiver, HEALTHY, OWN, first=alone)
+        mute = alone + HEALTHY
+        subscribe(publisher, silent, SILENT, "all.*", "silent.*", first=mute)
         bench.start_workers()
-        healthy = {"topic": SHARED_TOPIC, "first": 0, "count": HEALTHY}
-        # The same and the silent ones, of which no arrival is expected.
-        everybody = healthy | {"topic": "all.created"}
-        one = {"topic": OWN_TOPIC, "first": HEALTHY, "count": HEALTHY}
-        only_silent = {"topic": "silent.now", "first": 2 * HEALTHY, "count": SILENT}
-        for targets in (healthy, one):
+        hundred = {"topic": SHARED_TOPIC, "first": 0, "count": HEALTHY + SILENT}
+        # Of the silent ones no arrival is expected.
+        ninety = {"topic": "all.created", "first": 0, "count": HEALTHY}
+        one = {"topic": OWN_TOPIC, "first": alone, "count": HEALTHY}
+        only_silent = {"topic": "silent.now", "first": mute, "count": SILENT}
+        for targets in (hundred, one):
             warm_up(bench, receiver, publisher, **targets)
-        steady = {"events": round(STEADY * seconds), "rate": STEADY}
+        steady = {"events": round(STEADY * seconds / rounds), "rate": STEADY}
         # Each goes to ten: a tenth of what the healthy ones get.
-        beside = {"events": max(1, round(STEADY * seconds / 100)), "rate": STEADY / 100}
-
-        phase = Phase(bench, receiver)
-        phase.publish(publisher, **healthy, events=events)
-        rate_without = phase.measured("slow")
-        phase = Phase(bench, receiver)
-        phase.publish(publisher, **one, **steady)
-        wait_without, waits_without = phase.measured("slow"), phase.latencies()
-
-        Phase(bench, receiver).publish(other, **only_silent, events=SILENT)
-        pending = SILENT * SILENT
-        wait_until(lambda: _timeouts(place) >= SILENT, 60, "the silent receivers time out")
-
-        phase = Phase(bench, receiver)
-        phase.publish(publisher, **everybody, events=events)
-        pending += SILENT * events
-        rate_with = phase.measured("slow", pending=pending)
-        phase = Phase(bench, receiver)
-        phase.tell(other, counted=False, **only_silent, **beside)
-        phase.publish(publisher, **one, **steady)
-        other.answer()
-        pending += SILENT * int(beside["events"])
-        wait_with, waits_with = phase.measured("slow", pending=pending), phase.latencies()
+        beside = {"events": max(1, round(STEADY * seconds / rounds / 100)), "rate": STEADY / 100}
+        burst = max(1, events // rounds)
+        served: dict[bool, list[Measured]] = {False: [], True: []}
+        waited: dict[bool, list[Measured]] = {False: [], True: []}
+        waits: dict[bool, list[float]] = {False: [], True: []}
+        pending = 0
+        for turn in range(2 * rounds):
+            with_silent = bool(turn % 2)
+            if turn == 1:
+                Phase(bench, receiver).publish(other, **only_silent, events=SILENT)
+                pending += SILENT * SILENT
+                wait_until(lambda: _timeouts(place) >= SILENT, 60, "the silent ones time out")
+            phase = Phase(bench, receiver)
+            phase.publish(publisher, **(ninety if with_silent else hundred), events=burst)
+            pending += SILENT * burst if with_silent else 0
+            served[with_silent].append(phase.measured("slow", pending=pending))
+            phase = Phase(bench, receiver)
+            if with_silent:
+                phase.tell(other, counted=False, **only_silent, **beside)
+                pending += SILENT * int(beside["events"])
+            phase.publish(publisher, seed=turn, **one, **steady)
+            if with_silent:
+                other.answer()
+            waited[with_silent].append(phase.measured("slow", pending=pending))
+            waits[with_silent] += phase.latencies()
+        without, with_them = merged(served[False]), merged(served[True])
         return replace(
-            merged([rate_with, wait_with]),
-            rate=rate_with.rate,
+            merged(served[True] + waited[True]),
+            rate=with_them.rate,
             figures={
-                "rate_without": rate_without.rate,
-                "rate_with": rate_with.rate,
-                "healthy_p99_without": percentile(waits_without, 99),
-                "healthy_p99_with": percentile(waits_with, 99),
-                "missing_without": rate_without.missing + wait_without.missing,
+                "rate_without": without.rate * HEALTHY / (HEALTHY + SILENT),
+                "rate_with": with_them.rate,
+                "healthy_p99_without": percentile(waits[False], 99),
+                "healthy_p99_with": percentile(waits[True], 99),
+                "missing_without": without.missing + merged(waited[False]).missing,
                 "requests_to_silent": float(silent.arrived.count()),
             },
         )

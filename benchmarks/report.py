@@ -75,7 +75,7 @@ def others(results: Results) -> str:
 
 
 def processor(results: Results) -> str:
-    """Microseconds of processor time for each delivery, by program."""
+    """Microseconds of processor time for each delivery, by program; and how many cores that was."""
     groups = ("publisher", "worker", "recover", "beat", "PostgreSQL", "Valkey", "receiver")
     rows = []
     for name, measured in results.ours.items():
@@ -83,8 +83,13 @@ def processor(results: Results) -> str:
         for program, seconds in measured.cpu.items():
             by_group[next(group for group in groups if group in program)] += seconds
         spent = [1e6 * by_group[group] / measured.deliveries for group in groups]
-        rows.append([name, *(f"{value:,.0f}" for value in [*spent, sum(spent)])])
-    return table(["CPU µs for each delivery", *groups, "all"], rows)
+        busy = [
+            f"{seconds / measured.seconds:.2f}" if measured.seconds else ""
+            for seconds in (by_group["worker"], sum(by_group.values()))
+        ]
+        rows.append([name, *(f"{value:,.0f}" for value in [*spent, sum(spent)]), *busy])
+    head = ["CPU µs for each delivery", *groups, "all", "cores: worker", "cores: all"]
+    return table(head, rows)
 
 
 def waits(results: Results) -> str:

@@ -88,8 +88,6 @@ def _times(results: Results) -> Iterator[Target]:
         ("wide", "publish_most", "`publish` of one event", 0.250),
         ("latency", "latency_p50", "p50", 0.015),
         ("latency", "latency_p99", "p99", 0.060),
-        ("latency, 20 each", "latency_p50", "p50", 0.015),
-        ("latency, 20 each", "latency_p99", "p99", 0.060),
     ):
         if name in results.ours:
             seconds = results.ours[name].figures[figure]

@@ -148,7 +148,8 @@ class Lane:
                 self._in_flight += 1
             self._send(delivery)
         if leave:
-            self._sender.settle(self._exit())
+            more = bool(self._queue) or self._claimed.more
+            self._sender.settle(self._exit(), urgent=more)
 
     def _is_over(self) -> bool:
         """Whether nothing more is to be sent; the caller, alone, leaves the lane then."""
@@ -219,7 +220,7 @@ class Lane:
             settled=self._settled,
         )
         if leave:
-            self._sender.settle(result, self._exit())
+            self._sender.settle(result, self._exit(), urgent=self._claimed.more)
         else:
             self._sender.settle(result, urgent=awaited)
 

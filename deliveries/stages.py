@@ -25,7 +25,10 @@ LARGE = 5
 
 
 class Pace:
-    """Small batches, `per_second` of them in the long run and `burst` of them at once."""
+    """Small batches, `per_second` of them in the long run and `burst` of them at once.
+
+    Urgent ones are counted and do not wait; whoever comes after them waits for one interval.
+    """
 
     def __init__(self, per_second: float, burst: int) -> None:
         self._interval = 1 / per_second
@@ -39,7 +42,8 @@ class Pace:
     def count(self, now: float, size: int) -> None:
         """A batch of `size` items began."""
         if size < LARGE:
-            self._full_at = max(self._full_at, now) + self._interval
+            most = now + self._burst + self._interval
+            self._full_at = min(most, max(self._full_at, now) + self._interval)
 
 
 class Stage(Generic[Item]):

@@ -229,8 +229,9 @@ def wake(
     """Wake subscriptions that have due deliveries.
 
     One message for each; `fanout_chunk` in a message if there are more of them than that; with
-    `one_by_one` off, about ten messages for all. Returns when the messages are with the broker, and after `patience` seconds in any
-    case; never raises because of a broker or a Redis that is away.
+    `one_by_one` off, about ten messages for all. Returns when the messages are with the broker,
+    and after `patience` seconds in any case; never raises because of a broker or a Redis that is
+    away.
     """
     wanted = list(dict.fromkeys(subscription_ids))
     if wanted and not broker_outage.lasting():

@@ -34,6 +34,13 @@ def test_what_comes_seldom_never_waits() -> None:
         pace.count(n / 50, 1)
 
 
+def test_nobody_waits_longer_than_one_interval_after_many_urgent_batches() -> None:
+    pace = Pace(per_second=100, burst=10)
+    for n in range(1000):
+        pace.count(5.0 + n / 1000, 1)
+    assert pace.wait(6.0) <= 0.01
+
+
 def test_a_large_batch_is_worth_its_transaction() -> None:
     pace = Pace(per_second=100, burst=1)
     for _ in range(100):
