@@ -129,7 +129,9 @@ WHAT_IS_WHAT = """\
   for all 20.
 - **skewed**: one subscription gets 450 events a second, 100 others fifty between them; by turns
   with and without the busy one. The rate is that of the offered load.
-- **slow**: 10 receivers of 100 take requests and never answer, and time out after the default 10 s.
+- **slow**: 10 receivers of 100 take requests and never answer, and time out after the default
+  10 s; by turns with them and with ten more healthy ones in their place. The rate is that of the
+  ninety.
 - **scale out**: a backlog for receivers that answer after 50 ms. Waiting is the bound there, ten
   requests in flight for each of four subscriptions a worker, so twice the workers have twice the
   subscriptions. *with all* is one worker with as many subscriptions as four had: its threads do

@@ -128,7 +128,10 @@ def _draft(event: NewEvent) -> _Draft:
 # comes back, to match anew.
 #
 # The state of a subscription is read here, not remembered by the index: a trip or a pause needs
-# no new index, and what is deleted drops out by itself. A lane that rests needs no wake-up.
+# no new index, and what is deleted drops out by itself. A lane that rests needs no wake-up; nor
+# does a failing one that is being tried just now, because whoever tries it looks again after; if
+# this is committed by then, and not by a caller who takes his time. (What falls into the moment
+# between is found by the sweep.)
 _PUBLISH = f"""
 WITH seen (version, last_change) AS MATERIALIZED (SELECT {READ_VERSION}),
 event AS (
@@ -144,7 +147,11 @@ event AS (
 ), target AS MATERIALIZED (
     SELECT m.number, m.event_id, s.id AS subscription_id, s.enabled,
         s.consecutive_failures > 0 OR coalesce(lane.failures > 0, false) AS failing,
-        coalesce(lane.resume_at > now(), false) AS resting
+        coalesce(
+            lane.resume_at > now()
+            OR (%(alone)s::bool AND lane.failures > 0 AND lane.lease_until > now()),
+            false
+        ) AS resting
     FROM unnest(%(events)s::text[], %(subscriptions)s::uuid[]) WITH ORDINALITY
         AS m (event_id, subscription_id, number)
     JOIN event ON event.id = m.event_id
@@ -252,6 +259,7 @@ def _try_to_insert(
                 "subscriptions": subscription_ids,
                 "version": version,
                 "any": version is None,
+                "alone": connection.get_autocommit(),
             },
         )
         return _Recorded._make(cursor.fetchone())

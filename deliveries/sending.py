@@ -179,7 +179,7 @@ class Sender:
         # Before anything else: who publishes later must wake anew.
         wakeups.lower_flags(list(runs), RECOVER if recovering else DELIVER)
         if self.stopping:
-            wakeups.wake(runs, recovering=recovering, one_by_one=False, patience=0)
+            wakeups.wake(runs, recovering=recovering, one_by_one=False)
             return
         token = uuid.uuid4()
         found = claim(runs, self._bodies, _decrypt, token=token, failing_too=recovering)

@@ -70,7 +70,7 @@ class LaneEnd:
 class Settled:
     """`wake_again`: lanes for which a wake-up came meanwhile. `tripped`: circuits that did.
 
-    `given_up`: deliveries of which nothing can be written; their leases run out.
+    `given_up`: deliveries of which nothing can be written; they are sent again.
     """
 
     wake_again: set[UUID] = field(default_factory=set)

@@ -20,6 +20,14 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 
+_here = threading.local()
+
+
+def in_a_stage() -> bool:
+    """Whether the caller is the thread of a stage, which must not wait for its own work."""
+    return getattr(_here, "stage", False)
+
+
 # A batch of at least so many items is worth its transaction.
 LARGE = 5
 
@@ -92,6 +100,7 @@ class Stage(Generic[Item]):
                 self._thread.start()
 
     def _run(self) -> None:
+        _here.stage = True
         while (first := self._items.get()) is not None:
             batch = [first]
             ended = False

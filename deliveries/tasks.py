@@ -77,6 +77,12 @@ def _end_beat_when_told(sender: Any, **_: Any) -> None:
     Celery's own handler raises SystemExit, wherever beat is just then: where that is a callback,
     Python swallows the exception, and beat goes on for ever.
     """
+
+    def end(number: int, _: Any) -> None:
+        sender.stop()
+        # The tick may hang, with a database that does not answer: a second signal ends it.
+        signal.signal(number, signal.SIG_DFL)
+
     if threading.current_thread() is threading.main_thread():
         for sign in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(sign, lambda *_: sender.stop())
+            signal.signal(sign, end)

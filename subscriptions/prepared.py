@@ -24,7 +24,14 @@ class _Preparing(psycopg.Cursor[Any]):
     def execute(
         self, query: Any, params: Any = None, *, prepare: bool | None = True, **more: Any
     ) -> _Preparing:
-        super().execute(query, params, prepare=prepare, **more)
+        # For this statement alone: with a threshold the connection also counts, and keeps, the
+        # text of every statement that Django makes. None is Django's way to say never.
+        threshold = self.connection.prepare_threshold
+        self.connection.prepare_threshold = threshold or 1
+        try:
+            super().execute(query, params, prepare=prepare, **more)
+        finally:
+            self.connection.prepare_threshold = threshold
         return self
 
 
@@ -53,15 +60,14 @@ def _tell(raw: psycopg.Connection[Any]) -> None:
     PostgreSQL would plan those with few parameters anew each time, because a plan made for many
     looks dearer than it is.
     """
-    if raw.prepare_threshold is None:
-        # Django's way to say never; its own cursors do not prepare in any case.
-        raw.prepare_threshold = 5
     autocommit = raw.autocommit
     idle = raw.info.transaction_status == TransactionStatus.IDLE
     # Within a transaction that is rolled back it is forgotten, which costs speed and no more.
     if idle:
         raw.autocommit = True
-    raw.execute("SET plan_cache_mode = force_generic_plan")
-    if idle:
-        raw.autocommit = autocommit
+    try:
+        raw.execute("SET plan_cache_mode = force_generic_plan")
+    finally:
+        if idle and not raw.closed:
+            raw.autocommit = autocommit
     _told.add(raw)

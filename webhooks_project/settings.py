@@ -119,6 +119,9 @@ DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
     "min_size": 0,
     "max_size": 16,
     "timeout": 10,
+    # The pool's attempts to connect anew come at ever longer intervals, up to this: five minutes,
+    # its own default, would have them a minute apart when the database is back.
+    "reconnect_timeout": 10,
 }
 
 # Redis or Valkey: the wake-up flags, and the broker unless CELERY_BROKER_URL names another.

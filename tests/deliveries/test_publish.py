@@ -100,6 +100,14 @@ def test_a_lane_that_rests_is_not_woken(woken: list[Any]) -> None:
     assert woken == []
 
 
+def test_a_failing_lane_that_is_being_tried_is_not_woken(woken: list[Any]) -> None:
+    tried, over = make_subscription(), make_subscription()
+    Lane.objects.create(subscription=tried, failures=1, lease_until="2999-01-01T00:00:00Z")
+    Lane.objects.create(subscription=over, failures=1, lease_until="1999-01-01T00:00:00Z")
+    publish("test.one", {})
+    assert woken == [({over.pk}, True)]
+
+
 def test_nothing_is_published_and_nobody_woken_when_the_caller_rolls_back(
     woken: list[Any],
 ) -> None:

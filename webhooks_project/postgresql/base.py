@@ -11,6 +11,9 @@ from psycopg_pool import ConnectionPool
 
 from webhooks_project import engines
 
+# How many connections in a row may turn out to be broken.
+ROUNDS = 3
+
 
 class DatabaseWrapper(base.DatabaseWrapper):
     """Starts the embedded engines, if they are used, when a connection is about to be made.
@@ -30,17 +33,21 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         connection = super().get_new_connection(conn_params)
-        while self.pool is not None and not _alive(connection):
-            # Whatever cut this one off cut off those beside it: all are replaced at once.
-            self.pool.drain()
-            self.pool.putconn(connection)
+        if self.pool is None:
+            return connection
+        for _ in range(ROUNDS):
+            try:
+                ConnectionPool.check_connection(connection)
+            except psycopg.OperationalError:
+                # Whatever cut this one off cut off those beside it: all are replaced at once.
+                self.pool.drain()
+                self.pool.putconn(connection)
+            except BaseException:
+                self.pool.putconn(connection)
+                raise
+            else:
+                return connection
             connection = super().get_new_connection(conn_params)
+        # Somebody lets us in and answers nothing: a pooler without its database, say. Whoever
+        # uses this one is told.
         return connection
-
-
-def _alive(connection: psycopg.Connection[Any]) -> bool:
-    try:
-        ConnectionPool.check_connection(connection)
-    except psycopg.OperationalError:
-        return False
-    return True
