@@ -106,6 +106,7 @@ def scenarios(results: Results) -> str:
         report.processor(results),
         report.waits(results),
         TIMES,
+        IN_THE_WAY,
     ]
     return "\n\n".join(parts)
 
@@ -151,6 +152,20 @@ TIMES = """\
 Processor time is that of the whole process tree of a program, from the beginning of the load until
 the last delivery is recorded. *latency* counts from when an event was due; in the closed loops,
 where each `publish` begins when the one before has returned, that is when the call began."""
+
+
+IN_THE_WAY = """\
+A worker is one Python process, and an interpreter fills one core at most: where *cores: worker* is
+near 1, Python is the bound. Of what the backlog costs a worker, about three fifths is the thread
+that drives libcurl (set a handle up, read the answer, judge it), a third the one that settles
+(write the results, sign the next requests), the rest the claims; `py-spy record --threads --pid …`
+beside `make bench ARGS="--only backlog"` shows it. The limit has all of that in C. To come near it
+takes more processes where there are more cores (*scale out*), or a transport whose loop is not
+Python. In *wide* each lane has one delivery, so claiming and leaving it weighs as much as sending.
+In *narrow*, published singly, each event is a message, a claim and a settlement of its own, and
+Celery and kombu are a third of the processor time of the publisher and of the worker alike. In
+*skewed* an event for one of the others waits while a worker computes for a burst of the busy one:
+some milliseconds, against few without."""
 
 
 def growth(grown: Growth) -> str:
