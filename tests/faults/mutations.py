@@ -92,8 +92,8 @@ GUARDS = (
         "wake-up flag, raised",
         "each publish sends a message, whether one is waiting or not",
         "deliveries/wakeups.py",
-        "nx=True, ",
-        "",
+        "name, 1, 'NX', 'PX'",
+        "name, 1, 'PX'",
         "tests/deliveries/test_costs.py::"
         "test_a_subscription_whose_wake_up_waits_gets_no_second_one",
     ),

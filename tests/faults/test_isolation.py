@@ -1,8 +1,10 @@
 """Receivers that are dead, silent or slow, and what their neighbours notice of it.
 
 The healthy lanes are measured without and with the bad ones in the same run, on the same
-processes: twice without, four times with, twice without. Each side's p99 is the median of those of
-its phases, so that a hiccup of the machine decides nothing.
+processes: four times without, eight times with, four times without. Each side's p99 is the median
+of those of its phases, so that a hiccup of the machine decides nothing; nor does the tenth of a
+second in which more than a thousand requests, begun together, time out together. The table gives
+the p99 over all of a side's time, too.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from tests.faults.world import World
 
 HEALTHY = 50
 RATE = 50.0
-PHASE = 6.0
+PHASE = 3.0
 DUE = 10_000
 SLOW, SLOW_RATE = 10, 15.0
 # The p99 of the healthy with the bad ones about, over that without them.
@@ -82,6 +84,10 @@ def compare(
         healthy_p99_without=f"{1000 * quiet:.0f} ms",
         p99_with=f"{1000 * loud:.0f} ms",
         ratio=f"{loud / quiet:.2f}",
+        over_all_the_time=" and ".join(
+            f"{1000 * percentile(list(itertools.chain(*side)), 0.99):.0f} ms"
+            for side in (without, among)
+        ),
         median=f"{middle[0]:.1f} and {middle[1]:.1f} ms",
         samples=f"{sum(map(len, without))} and {sum(map(len, among))}",
         **more,
@@ -117,14 +123,14 @@ def test_black_holes_slow_nobody_else_down(world: World, measured: Row, holes: i
     for name in dark:
         world.subscribe(url, [name], name=name, recovery="manual")
     world.installation.standard()
-    neighbourhood.measure(1)  # until connections and caches are warm
-    without = neighbourhood.measure(2)
+    neighbourhood.measure(2)  # until connections and caches are warm
+    without = neighbourhood.measure(4)
     world.ledger.publish_many([dark[n % holes] for n in range(DUE)])
-    among = neighbourhood.measure(4)
+    among = neighbourhood.measure(8)
     attempts = world.attempts_by_outcome(dark)
     states = world.states(dark)
     circuit.pause([world.lanes[name].id for name in dark])
-    without += neighbourhood.measure(2)
+    without += neighbourhood.measure(4)
     compare(
         measured,
         without,
@@ -163,14 +169,14 @@ def test_slow_receivers_are_cut_off_and_slow_nobody_else_down(world: World, meas
         world.subscribe(neighbourhood.site, [name], name=name)
     world.installation.standard()
     with world.load(SLOW_RATE, others):
-        neighbourhood.measure(1)  # until connections and caches are warm
-        without = neighbourhood.measure(2)
+        neighbourhood.measure(2)  # until connections and caches are warm
+        without = neighbourhood.measure(4)
     with world.load(SLOW_RATE, every):
-        among = neighbourhood.measure(4)
+        among = neighbourhood.measure(8)
     circuit.pause([world.lanes[name].id for name in every])
     eventually(lambda: late.in_flight.total() == 0, "the last answers after 9 s")
     with world.load(SLOW_RATE, others):
-        without += neighbourhood.measure(2)
+        without += neighbourhood.measure(4)
     world.wait_until_settled()
     for kind in ("drip", "handshake"):
         assert set(world.attempts_by_outcome(slow[kind])) == {"timeout"}
