@@ -137,7 +137,7 @@ class Lane:
                 if self._sender.stopping:
                     self._stopped = True
                 if self._stopped or not self._queue or self._in_flight >= self._window:
-                    leave = self._in_flight == 0 and self._is_over()
+                    leave = self._in_flight == 0 and self._ends_now()
                     break
                 delivery = self._queue.popleft()
                 if delivery.payload is None and not delivery.unsendable:
@@ -151,8 +151,8 @@ class Lane:
             more = bool(self._queue) or self._claimed.more
             self._sender.settle(self._exit(), urgent=more)
 
-    def _is_over(self) -> bool:
-        """Whether nothing more is to be sent; the caller, alone, leaves the lane then."""
+    def _ends_now(self) -> bool:
+        """Whether nothing more is to be sent. True only once: whoever hears it leaves the lane."""
         over = not self._left and (self._stopped or not self._queue)
         self._left |= over
         return over
@@ -201,7 +201,7 @@ class Lane:
             self._learn(delivery, judged.outcome, following)
             # The last result takes the end of its lane with it, in one transaction. Only if all
             # others are written down: a lane is never left before its results.
-            leave = self._in_flight == 1 and self._is_over()
+            leave = self._in_flight == 1 and self._ends_now()
             # The next request waits until this one's result is written down.
             awaited = bool(self._queue) and self._in_flight >= self._window
         result = Result(

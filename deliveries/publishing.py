@@ -183,6 +183,7 @@ def _record(drafts: Sequence[_Draft]) -> list[Event]:
         if known is not draft and not _same(known.body, known.created_at, draft):
             raise _conflict(draft.id)
     recorded = _insert(list(first.values()))
+    inserted = set(recorded.event_ids)
     events = {
         draft.id: Event(
             id=draft.id,
@@ -192,7 +193,7 @@ def _record(drafts: Sequence[_Draft]) -> list[Event]:
             created_at=draft.created_at,
         )
         for draft in first.values()
-        if draft.id in recorded.event_ids
+        if draft.id in inserted
     }
     for event in events.values():
         event._state.adding = False

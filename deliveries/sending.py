@@ -101,10 +101,11 @@ class Sender:
             if not self._quiet.wait_for(lambda: self._runs < MOST_RUNS or self.stopping, patience):
                 return False
             self._runs += 1
-            unhurried = self._runs > FEW_RUNS or patience is None
+            if patience is not None and self._runs <= FEW_RUNS:
+                patience = 0
         run = Run(recovering=recovering, on_finish=self._run_finished)
         self._claims.put(Wanted(run, subscription_ids))
-        return run.wait(patience if unhurried else 0)
+        return run.wait(patience)
 
     def _run_finished(self) -> None:
         with self._quiet:

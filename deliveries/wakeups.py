@@ -244,8 +244,8 @@ def wake(
 def wake_later(subscription_ids: Iterable[UUID], seconds: float) -> None:
     """Wake subscriptions that are failing after `seconds` (at most about a minute).
 
-    Long delays never live in the broker: Redis hands a message out again once its visibility
-    timeout is over. The sweep finds what is due later than that.
+    Long delays never live in a message: a worker keeps it in memory until it is time, and takes
+    it along if it dies. The sweep finds what is due later than that.
     """
     wanted = list(subscription_ids)
     if wanted and not broker_outage.lasting():

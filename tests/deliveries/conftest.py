@@ -8,12 +8,15 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import redis
+from django.conf import settings
 
 from deliveries import wakeups
 from deliveries.receiver import Answer, Received, Receiver
 from deliveries.sending import Sender
 from deliveries.transport import Transport
 from subscriptions.models import Subscription
+from webhooks_project import engines
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 
@@ -80,3 +83,17 @@ def send(sender: Sender) -> Callable[..., None]:
         sender.serve([one.pk for one in subscriptions], recovering=recovering)
 
     return run
+
+
+@pytest.fixture
+def broker() -> Iterator[redis.Redis]:
+    """The broker's own database of the embedded Valkey, empty; the flags are in the other."""
+    engines.ensure()
+    wakeups.flags.cache_clear()
+    wakeups.flags_outage._until = wakeups.broker_outage._until = 0.0
+    client: redis.Redis = redis.Redis.from_url(settings.REDIS_URL.replace("db=1", "db=0"))
+    client.flushall()
+    yield client
+    client.flushall()
+    client.close()
+    wakeups.flags.cache_clear()

@@ -9,13 +9,12 @@ import gc
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
 import pytest
 import redis
-from django.conf import settings
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
@@ -27,7 +26,6 @@ from deliveries.settling import settle
 from deliveries.wakeups import lower_flags, wake
 from subscriptions.topics import PatternTrie
 from tests.factories import make_subscription, statuses
-from webhooks_project import engines
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -39,22 +37,12 @@ def numbered(count: int) -> list[NewEvent]:
 
 
 @pytest.fixture
-def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
-    """The broker's own database of the embedded Valkey, empty; the flags are in the other.
-
-    A machine that is slow just now makes no flag expire, and no command time out.
-    """
-    engines.ensure()
+def broker(broker: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> redis.Redis:
+    """A machine that is slow just now makes no flag expire, and no command time out."""
     monkeypatch.setattr(wakeups, "FLAG_SECONDS", 600)
     monkeypatch.setattr(wakeups, "REDIS_TIMEOUT", 30.0)
     wakeups.flags.cache_clear()
-    wakeups.flags_outage._until = wakeups.broker_outage._until = 0.0
-    client: redis.Redis = redis.Redis.from_url(settings.REDIS_URL.replace("db=1", "db=0"))
-    client.flushall()
-    yield client
-    client.flushall()
-    client.close()
-    wakeups.flags.cache_clear()
+    return broker
 
 
 # Publishing

@@ -5,34 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
 import pytest
 import redis
-from django.conf import settings
 from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]
 
 from deliveries import wakeups
 from subscriptions.conf import conf
-from webhooks_project import engines
 
 IDS = [UUID(int=number) for number in range(250)]
-
-
-@pytest.fixture
-def broker() -> Iterator[redis.Redis]:
-    """The broker's own database, empty; the flags are in the other."""
-    engines.ensure()
-    client: redis.Redis = redis.Redis.from_url(settings.REDIS_URL.replace("db=1", "db=0"))
-    client.flushall()
-    wakeups.flags.cache_clear()
-    wakeups.flags_outage._until = wakeups.broker_outage._until = 0.0
-    yield client
-    client.flushall()
-    client.close()
-    wakeups.flags.cache_clear()
 
 
 def messages(broker: redis.Redis, queue: str) -> list[list[UUID]]:
