@@ -15,15 +15,13 @@ from typing import Any, NamedTuple
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
-from django.db import transaction
 
 from deliveries.bodies import EventBodies, Payload
 from subscriptions.conf import conf
 from subscriptions.crypto import SecretUnreadable
-from subscriptions.prepared import prepared_cursor
+from subscriptions.prepared import worker_cursor
 from subscriptions.validators import is_reserved
 
-LOCK_WAIT = "200ms"
 # What one claim takes at most, shared by its lanes: what is claimed is soon sent, or given back.
 CLAIM_ROWS = 5000
 
@@ -50,7 +48,7 @@ class ClaimedLane:
     tripped, and the one delivery is a probe. `unsendable`: why nothing can be signed, if so.
     `lease`: until when, as PostgreSQL writes it; it tells this claim's deliveries from those of
     any other. `well`: the circuit counted no failure when it was claimed. `told`: it has heard
-    of a success since.
+    of a success since, or not a second before.
     """
 
     subscription_id: uuid.UUID
@@ -80,59 +78,98 @@ class Claim:
     failing: list[uuid.UUID]
 
 
+_FREE = """(lane.lease_until IS NULL OR lane.lease_until < now())
+            AND (lane.failures = 0 OR %(failing_too)s::bool)
+            AND (lane.resume_at IS NULL OR lane.resume_at <= now())"""
+
+# An older lease that is still there belongs to a claim that died: its request, if it was sent,
+# becomes an attempt of unknown outcome, and the delivery is sent again.
+_LEASED = """leased AS (
+    UPDATE deliveries_delivery d
+    SET lease_until = now() + %(lease)s::float8 * interval '1 second',
+        attempt_count = d.attempt_count + CASE WHEN picked.lease_until IS NULL THEN 0 ELSE 1 END
+    FROM picked WHERE d.id = picked.id
+    RETURNING d.id, d.subscription_id, d.event_id, d.attempt_count, d.retries_used,
+        picked.lease_until AS previous
+), unknown AS (
+    INSERT INTO deliveries_attempt (
+        delivery_id, number, outcome, error, response_body, remote_address, started_at,
+        duration_ms
+    )
+    SELECT id, attempt_count, 'unknown', %(unknown)s::text, '', '',
+        previous - %(lease)s::float8 * interval '1 second', 0
+    FROM leased WHERE previous IS NOT NULL
+), claimed AS (
+    SELECT subscription_id,
+        (now() + %(lease)s::float8 * interval '1 second')::text AS lease,
+        array_agg(id ORDER BY id) AS ids, array_agg(event_id ORDER BY id) AS event_ids,
+        array_agg(attempt_count ORDER BY id) AS attempts,
+        array_agg(retries_used ORDER BY id) AS retries
+    FROM leased GROUP BY subscription_id
+)"""
+
+_CLAIMED = f""", {_LEASED}
+SELECT subscription_id, lease, ids, event_ids, attempts, retries FROM claimed
+"""
+
 # Takes each lane that is free. One that somebody else holds is marked instead, and its holder
 # looks once more before leaving: no wake-up is lost between his last look and his release.
 # `ORDER BY`, because two claims that lock the same lanes must do so in the same order.
-_TAKE_LANES = """
+#
+# Of a lane that is well its due deliveries are taken in the same statement. SKIP LOCKED: a row
+# that an operator holds, or retention removes, just now is not worth waiting for. The index
+# `delivery_due` gives each lane's rows in order; the LATERAL reads no more of them than it takes.
+# What the lane's last holder changed since this statement began is seen where the row is locked;
+# what was published since has a wake-up of its own, because the flags are lowered before.
+_TAKE_LANES = f"""
 WITH taken AS (
     INSERT INTO deliveries_lane AS lane (
         subscription_id, lease_token, lease_until, wake_again, "window", failures
     )
-    SELECT s.id, %(token)s, now() + %(lease)s * interval '1 second', false, 1000, 0
+    SELECT s.id, %(token)s::uuid, now() + %(lease)s::float8 * interval '1 second', false, 1000, 0
     FROM subscriptions_subscription s WHERE s.id = ANY(%(ids)s::uuid[]) ORDER BY s.id
     ON CONFLICT (subscription_id) DO UPDATE SET
-        lease_token = CASE WHEN {free} THEN excluded.lease_token ELSE lane.lease_token END,
-        lease_until = CASE WHEN {free} THEN excluded.lease_until ELSE lane.lease_until END,
+        lease_token = CASE WHEN {_FREE} THEN excluded.lease_token ELSE lane.lease_token END,
+        lease_until = CASE WHEN {_FREE} THEN excluded.lease_until ELSE lane.lease_until END,
         wake_again = coalesce(lane.lease_until >= now(), false)
-    RETURNING lane.subscription_id, lane.lease_token = %(token)s AS taken, lane."window",
+    RETURNING lane.subscription_id, lane.lease_token = %(token)s::uuid AS taken, lane."window",
         lane.failures, lane.retrying_id,
         extract(epoch FROM lane.resume_at - now())::float8 AS rest
-)
-SELECT taken.*, s.name, s.url, s.headers, s.circuit_epoch, s.max_in_flight, s.enabled,
-    coalesce(NOT s.enabled AND s.recovery = 'automatic' AND s.next_probe_at <= now(), false)
-        AS probe,
-    s.consecutive_failures = 0 AND s.last_error = '' AS well,
-    ARRAY(
-        SELECT secret.ciphertext FROM subscriptions_signingsecret secret
-        WHERE secret.subscription_id = s.id
-            AND (secret.expires_at IS NULL OR secret.expires_at > now())
-        ORDER BY secret.created_at DESC, secret.id DESC
-    ) AS secrets
-FROM taken JOIN subscriptions_subscription s ON s.id = taken.subscription_id
-""".format(
-    free="""(lane.lease_until IS NULL OR lane.lease_until < now())
-            AND (lane.failures = 0 OR %(failing_too)s)
-            AND (lane.resume_at IS NULL OR lane.resume_at <= now())"""
-)
-
-# SKIP LOCKED: a row that an operator holds, or retention removes, just now is not worth waiting
-# for. The index `delivery_due` gives each lane's rows in order; the LATERAL reads no more of
-# them than it takes.
-_TAKE_DUE = """
-WITH picked AS MATERIALIZED (
-    SELECT due.* FROM unnest(%(ids)s::uuid[], %(most)s::int[]) AS lane (subscription_id, most)
-    CROSS JOIN LATERAL (
+), lane AS MATERIALIZED (
+    SELECT taken.*, s.name, s.url, s.headers, s.circuit_epoch, s.max_in_flight, s.enabled,
+        coalesce(NOT s.enabled AND s.recovery = 'automatic' AND s.next_probe_at <= now(), false)
+            AS probe,
+        s.consecutive_failures = 0 AND s.last_error = '' AS well,
+        coalesce(s.last_success_at > now() - interval '1 second', false) AS told,
+        ARRAY(
+            SELECT secret.ciphertext FROM subscriptions_signingsecret secret
+            WHERE secret.subscription_id = s.id
+                AND (secret.expires_at IS NULL OR secret.expires_at > now())
+            ORDER BY secret.created_at DESC, secret.id DESC
+        ) AS secrets,
+        CASE WHEN taken.taken AND s.enabled AND taken.failures = 0 THEN least(
+            %(most)s::int, 20 * greatest(1, least(taken."window", s.max_in_flight))
+        ) ELSE 0 END AS most
+    FROM taken JOIN subscriptions_subscription s ON s.id = taken.subscription_id
+), picked AS MATERIALIZED (
+    SELECT due.* FROM lane CROSS JOIN LATERAL (
         SELECT d.id, d.subscription_id, d.lease_until FROM deliveries_delivery d
         WHERE d.subscription_id = lane.subscription_id AND d.status = 'pending'
             AND d.next_attempt_at <= now()
         ORDER BY d.next_attempt_at, d.id LIMIT lane.most
         FOR UPDATE SKIP LOCKED
     ) due
-)"""
+), {_LEASED}
+SELECT lane.subscription_id, lane.taken, lane."window", lane.failures, lane.retrying_id,
+    lane.rest, lane.name, lane.url, lane.headers, lane.circuit_epoch, lane.max_in_flight,
+    lane.enabled, lane.probe, lane.well, lane.told, lane.secrets, lane.most,
+    claimed.lease, claimed.ids, claimed.event_ids, claimed.attempts, claimed.retries
+FROM lane LEFT JOIN claimed ON claimed.subscription_id = lane.subscription_id
+"""
 
 # A failing lane sends one request: the delivery that it was trying again, once that is due,
 # else the next one.
-_TAKE_ONE = """
+_TAKE_ONE = f"""
 WITH picked AS MATERIALIZED (
     SELECT due.* FROM unnest(%(ids)s::uuid[], %(retrying)s::bigint[])
         AS lane (subscription_id, retrying_id)
@@ -154,9 +191,9 @@ WITH picked AS MATERIALIZED (
         AND d.status = 'pending'
         FOR UPDATE SKIP LOCKED
     ) due
-)"""
+){_CLAIMED}"""
 
-_TAKE_PROBES = """
+_TAKE_PROBES = f"""
 WITH picked AS MATERIALIZED (
     SELECT due.* FROM unnest(%(ids)s::uuid[]) AS lane (subscription_id)
     CROSS JOIN LATERAL (
@@ -165,46 +202,11 @@ WITH picked AS MATERIALIZED (
         ORDER BY d.id LIMIT 1
         FOR UPDATE SKIP LOCKED
     ) due
-)"""
-
-# An older lease that is still there belongs to a claim that died: its request, if it was sent,
-# becomes an attempt of unknown outcome, and the delivery is sent again.
-_LEASE = """
-, leased AS (
-    UPDATE deliveries_delivery d
-    SET lease_until = now() + %(lease)s * interval '1 second',
-        attempt_count = d.attempt_count + CASE WHEN picked.lease_until IS NULL THEN 0 ELSE 1 END
-    FROM picked WHERE d.id = picked.id
-    RETURNING d.id, d.subscription_id, d.event_id, d.attempt_count, d.retries_used,
-        picked.lease_until AS previous
-), unknown AS (
-    INSERT INTO deliveries_attempt (
-        delivery_id, number, outcome, error, response_body, remote_address, started_at,
-        duration_ms
-    )
-    SELECT id, attempt_count, 'unknown', %(unknown)s, '', '',
-        previous - %(lease)s * interval '1 second', 0
-    FROM leased WHERE previous IS NOT NULL
-)
-SELECT subscription_id, (now() + %(lease)s * interval '1 second')::text,
-    array_agg(id ORDER BY id), array_agg(event_id ORDER BY id),
-    array_agg(attempt_count ORDER BY id), array_agg(retries_used ORDER BY id)
-FROM leased GROUP BY subscription_id
-"""
-
-
-def limit_lock_waits() -> None:
-    """Let this transaction wait for a row that somebody locked for `LOCK_WAIT` at most.
-
-    One subscription's row, held by an operator's open transaction, must not hold up the others
-    that happen to be in the same batch.
-    """
-    with prepared_cursor() as cursor:
-        cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'")
+){_CLAIMED}"""
 
 
 def is_lock_timeout(error: Exception) -> bool:
-    """Whether a statement failed because `limit_lock_waits` ended its wait."""
+    """Whether a statement failed because it had waited for a locked row for `LOCK_WAIT`."""
     return isinstance(error.__cause__, psycopg.errors.LockNotAvailable)
 
 
@@ -223,18 +225,21 @@ def claim(
     lease.
     """
     values = conf()
+    ids = list(subscription_ids)
     lanes: dict[uuid.UUID, ClaimedLane] = {}
     retrying: dict[uuid.UUID, int | None] = {}
     found = Claim([], {}, [])
-    with transaction.atomic(), prepared_cursor() as cursor:
-        limit_lock_waits()
+    lease: dict[str, Any] = {"lease": values.lease, "unknown": UNKNOWN_OUTCOME}
+    share = max(1, CLAIM_ROWS // max(1, len(ids)))
+    with worker_cursor() as cursor:
         cursor.execute(
             _TAKE_LANES,
-            {
-                "ids": list(subscription_ids),
+            lease
+            | {
+                "ids": ids,
                 "token": token,
-                "lease": values.lease,
                 "failing_too": failing_too,
+                "most": min(values.claim_batch, share),
             },
         )
         idle = []
@@ -244,16 +249,15 @@ def claim(
                     found.resting[row.subscription_id] = row.rest
                 elif row.failures and not failing_too:
                     found.failing.append(row.subscription_id)
-            elif row.enabled or row.probe:
+            elif row.ids is not None or row.probe or (row.enabled and row.failures):
                 lanes[row.subscription_id] = _lane(row, decrypt)
                 retrying[row.subscription_id] = row.retrying_id
             else:
                 idle.append(row.subscription_id)
-        if lanes:
-            _take_deliveries(cursor, lanes, retrying)
+        _take_singly(cursor, lanes, retrying, lease)
         idle += [one for one, lane in lanes.items() if not lane.deliveries]
         if idle:
-            _leave(cursor, idle)
+            _leave(cursor, idle, token)
         found.lanes = [lane for lane in lanes.values() if lane.deliveries]
         if found.lanes:
             bodies.load(cursor, [one for lane in found.lanes for one in lane.deliveries])
@@ -277,7 +281,14 @@ class _Row(NamedTuple):
     enabled: bool
     probe: bool
     well: bool
+    told: bool
     secrets: list[str]
+    most: int
+    lease: str | None
+    ids: list[int] | None
+    event_ids: list[str] | None
+    attempts: list[int] | None
+    retries: list[int] | None
 
 
 def _lane(row: _Row, decrypt: Callable[[str], str]) -> ClaimedLane:
@@ -289,7 +300,7 @@ def _lane(row: _Row, decrypt: Callable[[str], str]) -> ClaimedLane:
         headers = _headers(row.headers)
     except (SecretUnreadable, ImproperlyConfigured, ValueError) as error:
         unsendable = str(error)
-    return ClaimedLane(
+    lane = ClaimedLane(
         subscription_id=row.subscription_id,
         name=row.name,
         url=row.url,
@@ -302,7 +313,17 @@ def _lane(row: _Row, decrypt: Callable[[str], str]) -> ClaimedLane:
         failures=row.failures,
         probe=row.probe,
         well=row.well,
+        told=row.told,
     )
+    if row.ids is not None:
+        _give(lane, row.lease, row.ids, row.event_ids, row.attempts, row.retries)
+        lane.more = len(lane.deliveries) == row.most
+    return lane
+
+
+def _give(lane: ClaimedLane, lease: Any, *columns: Any) -> None:
+    lane.lease = lease
+    lane.deliveries = list(map(ClaimedDelivery, *columns))
 
 
 def _headers(stored: str) -> dict[str, str]:
@@ -317,46 +338,30 @@ def _headers(stored: str) -> dict[str, str]:
     return {name: value for name, value in headers.items() if not is_reserved(name, prefix)}
 
 
-def _take_deliveries(
+def _take_singly(
     cursor: Any,
     lanes: dict[uuid.UUID, ClaimedLane],
     retrying: dict[uuid.UUID, int | None],
+    lease: dict[str, Any],
 ) -> None:
-    values = conf()
+    """One delivery for each lane that is failing, or that is probed."""
     probes = [one for one, lane in lanes.items() if lane.probe]
     failing = [one for one, lane in lanes.items() if not lane.probe and lane.failures]
-    share = max(1, CLAIM_ROWS // len(lanes))
-    healthy = {
-        one: min(values.claim_batch, 20 * lane.window, share)
-        for one, lane in lanes.items()
-        if not lane.probe and not lane.failures
-    }
-    lease = {"lease": values.lease, "unknown": UNKNOWN_OUTCOME}
-    if healthy:
-        most = {"ids": list(healthy), "most": list(healthy.values())}
-        _take(cursor, _TAKE_DUE, most | lease, lanes)
     if failing:
         first = {"ids": failing, "retrying": [retrying[one] for one in failing]}
-        _take(cursor, _TAKE_ONE, first | lease, lanes)
+        cursor.execute(_TAKE_ONE, first | lease)
+        for subscription_id, *columns in cursor.fetchall():
+            _give(lanes[subscription_id], *columns)
+            lanes[subscription_id].more = True
     if probes:
-        _take(cursor, _TAKE_PROBES, {"ids": probes} | lease, lanes)
-    for one, lane in lanes.items():
-        lane.more = not lane.probe and len(lane.deliveries) == healthy.get(one, 1)
+        cursor.execute(_TAKE_PROBES, {"ids": probes} | lease)
+        for subscription_id, *columns in cursor.fetchall():
+            _give(lanes[subscription_id], *columns)
 
 
-def _take(
-    cursor: Any, picked: str, parameters: dict[str, Any], lanes: dict[uuid.UUID, ClaimedLane]
-) -> None:
-    cursor.execute(picked + _LEASE, parameters)
-    for subscription_id, lease, *columns in cursor.fetchall():
-        lane = lanes[subscription_id]
-        lane.lease = lease
-        lane.deliveries = list(map(ClaimedDelivery, *columns))
-
-
-def _leave(cursor: Any, subscription_ids: Sequence[uuid.UUID]) -> None:
+def _leave(cursor: Any, subscription_ids: Sequence[uuid.UUID], token: uuid.UUID) -> None:
     cursor.execute(
         "UPDATE deliveries_lane SET lease_token = NULL, lease_until = NULL "
-        "WHERE subscription_id = ANY(%s::uuid[])",
-        [list(subscription_ids)],
+        "WHERE subscription_id = ANY(%s::uuid[]) AND lease_token = %s::uuid",
+        [list(subscription_ids), token],
     )

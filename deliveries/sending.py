@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from uuid import UUID
 
-from django.db import connection
-
 from deliveries import wakeups
 from deliveries.bodies import EventBodies
 from deliveries.claims import Claim, claim, is_lock_timeout
@@ -29,6 +27,7 @@ from deliveries.settling import AWAY, Result, settle
 from deliveries.stages import Pace, Stage
 from deliveries.transport import Transport, transport
 from subscriptions import circuit, crypto
+from subscriptions.prepared import give_back_connection
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +72,17 @@ class Sender:
         self._quiet = threading.Condition()
         self._bodies = EventBodies()
         self._claims: Stage[Wanted] = Stage(
-            "claim", self._claim_batch, most=200, pace=Pace(PER_SECOND, BURST)
+            "claim",
+            self._claim_batch,
+            most=200,
+            pace=Pace(PER_SECOND, BURST),
+            own_connection=True,
         )
         # Nobody sets it: it is there to wait on.
         self._pause = threading.Event()
         self._signals: Stage[Callable[[], None]] = Stage("signals", _call_all)
         self._settlements: Stage[tuple[Result | LaneExit, ...]] = Stage(
-            "settle", self._settle_batch, pace=Pace(PER_SECOND, BURST)
+            "settle", self._settle_batch, pace=Pace(PER_SECOND, BURST), own_connection=True
         )
 
     def serve(
@@ -154,10 +157,10 @@ class Sender:
             if is_lock_timeout(error):
                 self._claim_singly(runs, recovering)
             else:
-                connection.close()
+                give_back_connection()
                 logger.warning("nothing can be claimed, the sweep will wake again: %s", error)
         except Exception:
-            connection.close()
+            give_back_connection()
             logger.exception("a claim for %d subscriptions failed; claiming singly", len(runs))
             self._claim_singly(runs, recovering)
         finally:
@@ -170,10 +173,10 @@ class Sender:
                 self._claim({subscription_id: run}, recovering)
             except AWAY as error:
                 if not is_lock_timeout(error):
-                    connection.close()
+                    give_back_connection()
                 logger.warning("no claim for subscription %s now: %s", subscription_id, error)
             except Exception:
-                connection.close()
+                give_back_connection()
                 logger.exception("the claim for subscription %s failed", subscription_id)
 
     def _claim(self, runs: dict[UUID, Run], recovering: bool) -> None:
@@ -225,7 +228,7 @@ class Sender:
                 if is_lock_timeout(error):
                     self._set_aside(items)
                     return
-                connection.close()
+                give_back_connection()
                 if time.monotonic() > min(one.give_up_at for one in items):
                     logger.error("%d results could not be recorded: %s", len(items), error)
                     self._abandon(items)
@@ -233,7 +236,7 @@ class Sender:
                 self._pause.wait(delay)
                 delay = min(2.0, delay * 2)
             except Exception:
-                connection.close()
+                give_back_connection()
                 logger.exception("%d results could not be recorded", len(items))
                 self._abandon(items)
                 return

@@ -1,25 +1,26 @@
 """Settling: what came of the requests, written down in one transaction.
 
-Attempts are inserted, deliveries updated, the circuits told, the lanes left. Locks are taken
-in the order subscriptions, lanes, deliveries, as everywhere.
+The circuits are told, the lanes left, deliveries updated, attempts inserted. Locks are taken
+in the order subscriptions, lanes, deliveries, as everywhere. A batch of successes is a single
+statement.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from uuid import UUID
 
 from django.db import InterfaceError, InternalError, OperationalError, transaction
 
-from deliveries.claims import ClaimedDelivery, ClaimedLane, limit_lock_waits
+from deliveries.claims import ClaimedDelivery, ClaimedLane
 from deliveries.holding import hold
 from deliveries.policy import Next, Verdict
-from subscriptions import circuit
-from subscriptions.prepared import prepared_cursor
+from subscriptions import circuit, fuse
+from subscriptions.prepared import worker_cursor
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
     may be made again then.
     """
     try:
-        return _in_transaction(results, ends)
+        return _settle(results, ends)
     except AWAY:
         raise
     except Exception:
@@ -95,25 +96,32 @@ def settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
     settled = Settled()
     for result in results:
         try:
-            settled.tripped |= _in_transaction([result], []).tripped
+            settled.tripped |= _settle([result], []).tripped
         except AWAY:
             raise
         except Exception as error:
             try:
-                settled.tripped |= _in_transaction([_unwritable(result, error)], []).tripped
+                settled.tripped |= _settle([_unwritable(result, error)], []).tripped
             except AWAY:
                 raise
             except Exception:
                 logger.exception("nothing can be written of delivery %d", result.delivery.id)
                 settled.given_up.add(result.delivery.id)
-    settled.wake_again = _in_transaction([], ends).wake_again
+    settled.wake_again = _settle([], ends).wake_again
     return settled
 
 
-def _in_transaction(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
-    with transaction.atomic():
-        limit_lock_waits()
-        settled = _settle(results, ends)
+def _settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
+    """All of it or nothing."""
+    if all(one.verdict is Verdict.SUCCESS and not one.lane.probe for one in results):
+        settled = _write(results, ends, successes=_successes(results))
+    else:
+        # The circuits first: what trips is held.
+        with transaction.atomic(), worker_cursor():
+            tripped = _tell_circuits(results)
+            settled = _write(results, ends, tripped=tripped)
+            if tripped:
+                hold(list(tripped))
     for result in results:
         result.lane.told |= result.verdict is Verdict.SUCCESS
     return settled
@@ -131,18 +139,6 @@ def _unwritable(result: Result, error: Exception) -> Result:
         remote_address="",
         duration_ms=0,
     )
-
-
-def _settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
-    settled = Settled(tripped=_tell_circuits(results))
-    if ends:
-        settled.wake_again = _leave_lanes(ends)
-    if results:
-        _write(results, settled.tripped)
-    _return_unsent(ends)
-    if settled.tripped:
-        hold(list(settled.tripped))
-    return settled
 
 
 def _tell_circuits(results: Sequence[Result]) -> set[UUID]:
@@ -172,8 +168,18 @@ def _tell_circuits(results: Sequence[Result]) -> set[UUID]:
     return set(circuit.record(list(reports.values())))
 
 
+def _successes(results: Sequence[Result]) -> list[ClaimedLane]:
+    """The lanes of these successes whose circuits have to hear of them."""
+    lanes = {}
+    for lane in sorted((one.lane for one in results), key=lambda lane: lane.epoch):
+        if _worth_telling(lane):
+            lanes[lane.subscription_id] = lane
+    return list(lanes.values())
+
+
 def _worth_telling(lane: ClaimedLane) -> bool:
-    """Whether a success tells the circuit anything: of a healthy one, once for each claim.
+    """Whether a success tells the circuit anything: of a healthy one, once for each claim, and
+    once a second.
 
     Nobody else sends for it meanwhile, so its count cannot have grown.
     """
@@ -190,9 +196,20 @@ def _tell_probed(result: Result) -> None:
         )
 
 
-# What was learned of an older epoch, before a reset or of another URL, is forgotten.
-_LEAVE_LANES = """
-WITH ending AS MATERIALIZED (
+# A success is a success, whatever happened to the delivery meanwhile: the receiver has it. Any
+# other result counts only while this claim's lease is the delivery's: later claims know better.
+# What was held or discarded while its request was in flight stays so. Written twice, because the
+# connection was lost with the commit's answer, a result is one attempt; and one that comes after
+# its lease was over takes the place of the attempt that was put down as unknown. The results come
+# as one JSON text: for PostgreSQL it is as quick to read as arrays, for Python six times as quick
+# to make.
+#
+# Of lanes that are left: what was learned of an older epoch, before a reset or of another URL, is
+# forgotten, and what was claimed but not sent is given back. Each part waits for those before it,
+# in the order in which everybody takes locks; where the planner finds another, one of two that
+# lock each other out is told to try again.
+_SETTLE = f"""
+WITH {circuit.SUCCESSES}, ending AS MATERIALIZED (
     SELECT l.subscription_id, l.wake_again, e."window", e.failures, e.rest, e.retrying_id,
         coalesce(s.circuit_epoch = e.epoch, false) AS current
     FROM unnest(
@@ -201,51 +218,24 @@ WITH ending AS MATERIALIZED (
     ) AS e (subscription_id, token, epoch, "window", failures, rest, retrying_id)
     JOIN deliveries_lane l ON l.subscription_id = e.subscription_id AND l.lease_token = e.token
     LEFT JOIN subscriptions_subscription s ON s.id = e.subscription_id
+    WHERE (SELECT count(*) FROM counted) >= 0
     ORDER BY l.subscription_id FOR UPDATE OF l
-)
-UPDATE deliveries_lane lane SET
-    lease_token = NULL, lease_until = NULL, wake_again = false,
-    "window" = CASE WHEN current THEN ending."window" ELSE lane."window" END,
-    failures = CASE WHEN current THEN ending.failures ELSE lane.failures END,
-    retrying_id = CASE WHEN current THEN ending.retrying_id ELSE lane.retrying_id END,
-    resume_at = CASE
-        WHEN NOT current THEN lane.resume_at
-        WHEN ending.rest > 0 THEN now() + ending.rest * interval '1 second' END
-FROM ending WHERE lane.subscription_id = ending.subscription_id
-RETURNING lane.subscription_id, ending.wake_again
-"""
-
-
-def _leave_lanes(ends: Sequence[LaneEnd]) -> set[UUID]:
-    with prepared_cursor() as cursor:
-        cursor.execute(
-            _LEAVE_LANES,
-            {
-                "ids": [end.lane.subscription_id for end in ends],
-                "tokens": [end.token for end in ends],
-                "epochs": [end.lane.epoch for end in ends],
-                "windows": [end.window for end in ends],
-                "failures": [end.failures for end in ends],
-                "rests": [end.rest for end in ends],
-                "retrying": [end.retrying_id for end in ends],
-            },
-        )
-        return {row[0] for row in cursor.fetchall() if row[1]}
-
-
-# A success is a success, whatever happened to the delivery meanwhile: the receiver has it. Any
-# other result counts only while this claim's lease is the delivery's: later claims know better.
-# What was held or discarded while its request was in flight stays so. Written twice, because the
-# connection was lost with the commit's answer, a result is one attempt; and one that comes after
-# its lease was over takes the place of the attempt that was put down as unknown. The results come
-# as one JSON text: for PostgreSQL it is as quick to read as arrays, for Python six times as quick
-# to make.
-_SETTLE = """
-WITH result AS MATERIALIZED (
+), departed AS (
+    UPDATE deliveries_lane lane SET
+        lease_token = NULL, lease_until = NULL, wake_again = false,
+        "window" = CASE WHEN current THEN ending."window" ELSE lane."window" END,
+        failures = CASE WHEN current THEN ending.failures ELSE lane.failures END,
+        retrying_id = CASE WHEN current THEN ending.retrying_id ELSE lane.retrying_id END,
+        resume_at = CASE
+            WHEN NOT current THEN lane.resume_at
+            WHEN ending.rest > 0 THEN now() + ending.rest * interval '1 second' END
+    FROM ending WHERE lane.subscription_id = ending.subscription_id
+    RETURNING lane.subscription_id, ending.wake_again
+), result AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset(%(results)s::jsonb) AS r (
         id bigint, lease timestamptz, status text, delay float8, retries int, number int,
         outcome text, code int, error text, body text, address text, started float8, duration int
-    ) ORDER BY id
+    ) WHERE (SELECT count(*) FROM departed) >= 0 ORDER BY id
 ), updated AS (
     UPDATE deliveries_delivery d SET
         status = CASE
@@ -280,22 +270,36 @@ WITH result AS MATERIALIZED (
             WHEN r.status = 'succeeded' OR d.lease_until IS NOT DISTINCT FROM r.lease THEN NULL
             ELSE d.lease_until END
     FROM result r WHERE d.id = r.id
+), attempt AS (
+    INSERT INTO deliveries_attempt (
+        delivery_id, number, outcome, status_code, error, response_body, remote_address,
+        started_at, duration_ms
+    )
+    SELECT id, number, outcome, code, error, body, address, to_timestamp(started), duration
+    FROM result
+    ON CONFLICT (delivery_id, number) DO UPDATE SET
+        outcome = excluded.outcome, status_code = excluded.status_code, error = excluded.error,
+        response_body = excluded.response_body, remote_address = excluded.remote_address,
+        started_at = excluded.started_at, duration_ms = excluded.duration_ms
+    WHERE deliveries_attempt.outcome = 'unknown'
+), given_back AS (
+    UPDATE deliveries_delivery d SET lease_until = NULL
+    FROM unnest(%(unsent)s::bigint[], %(leases)s::timestamptz[]) AS u (id, lease)
+    WHERE d.id = u.id AND d.lease_until = u.lease
 )
-INSERT INTO deliveries_attempt (
-    delivery_id, number, outcome, status_code, error, response_body, remote_address, started_at,
-    duration_ms
-)
-SELECT id, number, outcome, code, error, body, address, to_timestamp(started), duration
-FROM result
-ON CONFLICT (delivery_id, number) DO UPDATE SET
-    outcome = excluded.outcome, status_code = excluded.status_code, error = excluded.error,
-    response_body = excluded.response_body, remote_address = excluded.remote_address,
-    started_at = excluded.started_at, duration_ms = excluded.duration_ms
-WHERE deliveries_attempt.outcome = 'unknown'
+SELECT ARRAY(SELECT subscription_id FROM departed WHERE wake_again),
+    EXISTS (SELECT FROM counted WHERE recovered)
 """
 
 
-def _write(results: Sequence[Result], tripped: set[UUID]) -> None:
+def _write(
+    results: Sequence[Result],
+    ends: Sequence[LaneEnd],
+    *,
+    tripped: Collection[UUID] = (),
+    successes: Sequence[ClaimedLane] = (),
+) -> Settled:
+    """One statement for all; `successes` are lanes whose circuits hear of nothing else."""
     # In the order of ids, so that two settlements, or one and an operator, do not lock each
     # other out; should the planner choose otherwise, one of them is told to try again.
     rows = [
@@ -320,20 +324,25 @@ def _write(results: Sequence[Result], tripped: set[UUID]) -> None:
         }
         for one in results
     ]
-    with prepared_cursor() as cursor:
-        cursor.execute(_SETTLE, {"results": json.dumps(rows)})
-
-
-def _return_unsent(ends: Sequence[LaneEnd]) -> None:
-    unsent = [(one.id, end.lane.lease) for end in ends for one in end.unsent]
-    if not unsent:
-        return
-    with prepared_cursor() as cursor:
+    with worker_cursor() as cursor:
         cursor.execute(
-            """
-            UPDATE deliveries_delivery d SET lease_until = NULL
-            FROM unnest(%(ids)s::bigint[], %(leases)s::timestamptz[]) AS u (id, lease)
-            WHERE d.id = u.id AND d.lease_until = u.lease
-            """,
-            {"ids": [one[0] for one in unsent], "leases": [one[1] for one in unsent]},
+            _SETTLE,
+            {
+                "well": [lane.subscription_id for lane in successes],
+                "well_epochs": [lane.epoch for lane in successes],
+                "ids": [end.lane.subscription_id for end in ends],
+                "tokens": [end.token for end in ends],
+                "epochs": [end.lane.epoch for end in ends],
+                "windows": [end.window for end in ends],
+                "failures": [end.failures for end in ends],
+                "rests": [end.rest for end in ends],
+                "retrying": [end.retrying_id for end in ends],
+                "results": json.dumps(rows),
+                "unsent": [one.id for end in ends for one in end.unsent],
+                "leases": [end.lane.lease for end in ends for _ in end.unsent],
+            },
         )
+        wake_again, recovered = cursor.fetchone()
+        if recovered:
+            fuse.mend()
+    return Settled(wake_again=set(wake_again), tripped=set(tripped))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from django.db import connection
+from subscriptions.prepared import give_back_connection, own_connection
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,8 @@ class Pace:
 class Stage(Generic[Item]):
     """Runs `handle` with batches of at most `most` items, one batch at a time, at this pace.
 
+    `own_connection`: whether its thread uses the database for claims and settlements alone.
+
     `handle` must not raise; what it raises all the same is logged, and the stage goes on.
     """
 
@@ -67,11 +69,13 @@ class Stage(Generic[Item]):
         *,
         most: int = 2000,
         pace: Pace | None = None,
+        own_connection: bool = False,
     ) -> None:
         self._name = name
         self._handle = handle
         self._most = most
         self._pace = pace
+        self._own_connection = own_connection
         self._hurry = threading.Event()
         # None ends the thread.
         self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
@@ -101,6 +105,8 @@ class Stage(Generic[Item]):
 
     def _run(self) -> None:
         _here.stage = True
+        if self._own_connection:
+            own_connection()
         while (first := self._items.get()) is not None:
             batch = [first]
             ended = False
@@ -125,4 +131,4 @@ class Stage(Generic[Item]):
                 logger.exception("the %s stage failed with a batch of %d", self._name, len(batch))
             if ended:
                 break
-        connection.close()
+        give_back_connection()

@@ -302,8 +302,12 @@ class Supervisor:
             self._output.write(f"{prefix}{text}\n")
             self._output.flush()
         except (BrokenPipeError, ValueError):
-            # Nobody listens any more, as after `up | head`: end, and say no more.
-            self._output = open(os.devnull, "w")  # noqa: SIM115
+            # Nobody listens any more, as after `up | head`: end, and say no more. What is left in
+            # the buffer goes nowhere, or the interpreter would fail with it when it ends.
+            nowhere = open(os.devnull, "w")  # noqa: SIM115
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(nowhere.fileno(), self._output.fileno())
+            self._output = nowhere
             self._stop_asked = max(1, self._stop_asked)
 
     def _note_deaths(self) -> None:

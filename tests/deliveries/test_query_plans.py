@@ -79,12 +79,17 @@ SELECT id, 1, 'success', 200, '', '', '', created_at, 1 FROM deliveries_delivery
 """
 
 
+def analyse() -> None:
+    with connection.cursor() as cursor:
+        for table in sorted(LARGE):
+            cursor.execute(f"VACUUM (ANALYZE) {table}")
+
+
 @pytest.fixture
 def filled(transactional_db: None) -> None:
     with connection.cursor() as cursor:
         cursor.execute(FILL)
-        for table in sorted(LARGE):
-            cursor.execute(f"VACUUM (ANALYZE) {table}")
+    analyse()
 
 
 @pytest.fixture
@@ -155,6 +160,25 @@ def test_sending_what_is_due(send: Send, subscription: Subscription, reads_by: R
     assert Delivery.objects.filter(subscription=subscription, status="succeeded").exists()
 
 
+def test_sending_reads_by_index_in_tables_that_postgresql_believes_to_be_small(
+    receiver: Receiver, request: pytest.FixtureRequest
+) -> None:
+    """As in the minute after the first burst of a new installation: what is known of the tables
+    is from when there was next to nothing in them."""
+    with explaining() as plans:
+        send = request.getfixturevalue("send")
+        subscription = make_subscription(url=receiver.url)
+        publish("test.one", {})
+        send(subscription)
+        analyse()
+        publish("test.one", {})
+        with plans.watched() as found:
+            send(subscription)
+    assert Delivery.objects.filter(subscription=subscription, status="succeeded").exists()
+    assert [plan.sql for plan in found if plan.scanned & LARGE] == []
+    assert {index for plan in found for index in plan.indexes} >= {"delivery_due"}
+
+
 def test_trying_again(
     send: Send, subscription: Subscription, script: Script, reads_by: ReadsBy
 ) -> None:
@@ -174,7 +198,7 @@ def test_probing(send: Send, subscription: Subscription, script: Script, reads_b
     publish("test.one", {})
     Subscription.objects.filter(pk=subscription.pk).update(next_probe_at=timezone.now())
     # The few that are tripped may be found by their own index as well as by their id.
-    with reads_by(*{*SENDING, "delivery_held"} - {"delivery_due"}, maybe="subscription_tripped"):
+    with reads_by(*SENDING, "delivery_held", maybe="subscription_tripped"):
         send(subscription)
     subscription.refresh_from_db()
     assert (subscription.state, subscription.probe_count) == ("tripped", 1)

@@ -76,7 +76,7 @@ GUARDS = (
         "s.circuit_epoch = r.epoch",
         "true",
         "tests/subscriptions/test_circuit.py::test_late_results_of_an_older_epoch_change_nothing",
-        times=2,
+        times=4,
     ),
     Guard(
         "`SKIP LOCKED`",
