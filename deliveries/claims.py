@@ -71,11 +71,16 @@ class ClaimedLane:
 
 @dataclass(slots=True)
 class Claim:
-    """What a claim found. `resting`: seconds until a failing lane may be tried again."""
+    """What a claim found.
+
+    `resting`: seconds until a failing lane may be tried again. `again`: lanes on which nothing
+    was due, and for which a wake-up came while this claim held them.
+    """
 
     lanes: list[ClaimedLane]
     resting: dict[uuid.UUID, float]
     failing: list[uuid.UUID]
+    again: list[uuid.UUID]
 
 
 _FREE = """(lane.lease_until IS NULL OR lane.lease_until < now())
@@ -114,7 +119,8 @@ SELECT subscription_id, lease, ids, event_ids, attempts, retries FROM claimed
 
 # Takes each lane that is free. One that somebody else holds is marked instead, and its holder
 # looks once more before leaving: no wake-up is lost between his last look and his release.
-# `ORDER BY`, because two claims that lock the same lanes must do so in the same order.
+# `ORDER BY`, because two claims that lock the same lanes must do so in the same order. A lane with
+# nothing due, or soon due, is left as it is: what this wake-up was for is done.
 #
 # Of a lane that is well its due deliveries are taken in the same statement. SKIP LOCKED: a row
 # that an operator holds, or retention removes, just now is not worth waiting for. The index
@@ -127,7 +133,15 @@ WITH taken AS (
         subscription_id, lease_token, lease_until, wake_again, "window", failures
     )
     SELECT s.id, %(token)s::uuid, now() + %(lease)s::float8 * interval '1 second', false, 1000, 0
-    FROM subscriptions_subscription s WHERE s.id = ANY(%(ids)s::uuid[]) ORDER BY s.id
+    FROM subscriptions_subscription s
+    WHERE s.id = ANY(%(ids)s::uuid[]) AND (
+        EXISTS (
+            SELECT FROM deliveries_delivery d
+            WHERE d.subscription_id = s.id AND d.status = 'pending'
+                AND d.next_attempt_at < now() + interval '1 second'
+        ) OR (NOT s.enabled AND s.next_probe_at <= now())
+    )
+    ORDER BY s.id
     ON CONFLICT (subscription_id) DO UPDATE SET
         lease_token = CASE WHEN {_FREE} THEN excluded.lease_token ELSE lane.lease_token END,
         lease_until = CASE WHEN {_FREE} THEN excluded.lease_until ELSE lane.lease_until END,
@@ -228,7 +242,7 @@ def claim(
     ids = list(subscription_ids)
     lanes: dict[uuid.UUID, ClaimedLane] = {}
     retrying: dict[uuid.UUID, int | None] = {}
-    found = Claim([], {}, [])
+    found = Claim([], {}, [], [])
     lease: dict[str, Any] = {"lease": values.lease, "unknown": UNKNOWN_OUTCOME}
     share = max(1, CLAIM_ROWS // max(1, len(ids)))
     with worker_cursor() as cursor:
@@ -257,7 +271,7 @@ def claim(
         _take_singly(cursor, lanes, retrying, lease)
         idle += [one for one, lane in lanes.items() if not lane.deliveries]
         if idle:
-            _leave(cursor, idle, token)
+            found.again = _leave(cursor, idle, token)
         found.lanes = [lane for lane in lanes.values() if lane.deliveries]
         if found.lanes:
             bodies.load(cursor, [one for lane in found.lanes for one in lane.deliveries])
@@ -359,9 +373,14 @@ def _take_singly(
             _give(lanes[subscription_id], *columns)
 
 
-def _leave(cursor: Any, subscription_ids: Sequence[uuid.UUID], token: uuid.UUID) -> None:
+def _leave(cursor: Any, subscription_ids: Sequence[uuid.UUID], token: uuid.UUID) -> list[uuid.UUID]:
+    """Let lanes go on which nothing was found; returns those for which a wake-up came meanwhile."""
     cursor.execute(
-        "UPDATE deliveries_lane SET lease_token = NULL, lease_until = NULL "
-        "WHERE subscription_id = ANY(%s::uuid[]) AND lease_token = %s::uuid",
+        """
+        UPDATE deliveries_lane SET lease_token = NULL, lease_until = NULL
+        WHERE subscription_id = ANY(%s::uuid[]) AND lease_token = %s::uuid
+        RETURNING subscription_id, wake_again
+        """,
         [list(subscription_ids), token],
     )
+    return [subscription_id for subscription_id, wake_again in cursor.fetchall() if wake_again]

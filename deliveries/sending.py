@@ -191,6 +191,9 @@ class Sender:
             run = runs[claimed.subscription_id]
             run.begin()
             Lane(self, run, claimed, token).start()
+        for subscription_id in found.again:
+            runs[subscription_id].begin()
+            self._claims.put(Wanted(runs[subscription_id], [subscription_id]), urgent=True)
         self._pass_on(found)
 
     def _pass_on(self, found: Claim) -> None:
