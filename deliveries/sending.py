@@ -248,14 +248,17 @@ class Sender:
         results = [one for one in items if isinstance(one, Result)]
         exits = [one for one in items if isinstance(one, LaneExit)]
         settled = settle(results, [one.end for one in exits])
+        later: dict[bool, list[UUID]] = {False: [], True: []}
         for one in exits:
             subscription_id = one.lane.subscription_id
-            self._go_on(
-                one,
-                wake_again=subscription_id in settled.wake_again,
-                tripped=subscription_id in settled.tripped,
-            )
+            if subscription_id not in settled.tripped and not self._goes_on(
+                one, wake_again=subscription_id in settled.wake_again
+            ):
+                later[one.end.failures > 0].append(subscription_id)
             one.run.end()
+        for recovering, ids in later.items():
+            if ids:
+                wakeups.wake(ids, recovering=recovering, patience=0, one_by_one=False)
         for result in results:
             result.settled(result.delivery.id not in settled.given_up)
 
@@ -284,24 +287,22 @@ class Sender:
             else:
                 one.settled(False)
 
-    def _go_on(self, left: LaneExit, *, wake_again: bool, tripped: bool) -> None:
-        """After a lane was left: serve it again now, have it served later, or be done."""
+    def _goes_on(self, left: LaneExit, *, wake_again: bool) -> bool:
+        """After a lane was left: whether it is done, or served again; else it needs a wake-up."""
         end = left.end
         lane = end.lane
-        if tripped:
-            return
         for seconds in left.wake_in:
             if seconds <= SOON:
                 wakeups.wake_later([lane.subscription_id], seconds + COUNTDOWN_SLACK)
         if end.rest > 0 or not (wake_again or end.unsent or lane.more):
-            return
+            return True
         failing = end.failures > 0
         same_queue = left.run.recovering or not failing
         if same_queue and not self.stopping and time.monotonic() < left.run.deadline:
             left.run.begin()
             self._claims.put(Wanted(left.run, [lane.subscription_id]), urgent=True)
-        else:
-            wakeups.wake([lane.subscription_id], recovering=failing, patience=0)
+            return True
+        return False
 
 
 def _by_subscription(items: list[Result | LaneExit]) -> list[list[Result | LaneExit]]:
@@ -319,7 +320,7 @@ def _call_all(calls: list[Callable[[], None]]) -> None:
             logger.exception("a signal could not be sent")
 
 
-@lru_cache(maxsize=10_000)
+@lru_cache(maxsize=30_000)
 def _decrypt(token: str) -> str:
     return crypto.decrypt(token).decode()
 
