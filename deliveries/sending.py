@@ -43,8 +43,8 @@ SETTLE_PATIENCE = 30.0
 LOCKED_DELAY = 0.5
 
 # How many small claims and small settlements a process makes, each a transaction: one that comes
-# alone is made at once, beyond these they wait up to ten milliseconds for each other.
-PER_SECOND = 100.0
+# alone is made at once, beyond these they wait up to three milliseconds for each other.
+PER_SECOND = 300.0
 BURST = 10
 
 # Tasks whose lanes are being served at the same time, in one process.
