@@ -7,6 +7,7 @@ lease. All leases are by the database's clock. A claim for many subscriptions is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -240,42 +241,55 @@ def claim(
     """
     values = conf()
     ids = list(subscription_ids)
-    lanes: dict[uuid.UUID, ClaimedLane] = {}
-    retrying: dict[uuid.UUID, int | None] = {}
-    found = Claim([], {}, [], [])
-    lease: dict[str, Any] = {"lease": values.lease, "unknown": UNKNOWN_OUTCOME}
     share = max(1, CLAIM_ROWS // max(1, len(ids)))
+    lease: dict[str, Any] = {"lease": values.lease, "unknown": UNKNOWN_OUTCOME}
+    first: dict[str, Any] = {
+        # A text is made six times as quickly as an array.
+        "ids": "{" + ",".join(map(str, ids)) + "}",
+        "token": token,
+        "failing_too": failing_too,
+        "most": min(values.claim_batch, share),
+    }
+    lanes: dict[uuid.UUID, ClaimedLane] = {}
     with worker_cursor() as cursor:
-        cursor.execute(
-            _TAKE_LANES,
-            lease
-            | {
-                # A text is made six times as quickly as an array.
-                "ids": "{" + ",".join(map(str, ids)) + "}",
-                "token": token,
-                "failing_too": failing_too,
-                "most": min(values.claim_batch, share),
-            },
-        )
-        idle = []
-        for row in map(_Row._make, cursor.fetchall()):
-            if not row.taken:
-                if row.rest is not None and row.rest > 0:
-                    found.resting[row.subscription_id] = row.rest
-                elif row.failures and not failing_too:
-                    found.failing.append(row.subscription_id)
-            elif row.ids is not None or row.probe or (row.enabled and row.failures):
-                lanes[row.subscription_id] = _lane(row, decrypt)
-                retrying[row.subscription_id] = row.retrying_id
-            else:
-                idle.append(row.subscription_id)
-        _take_singly(cursor, lanes, retrying, lease)
-        idle += [one for one, lane in lanes.items() if not lane.deliveries]
-        if idle:
-            found.again = _leave(cursor, idle, token)
-        found.lanes = [lane for lane in lanes.values() if lane.deliveries]
-        if found.lanes:
-            bodies.load(cursor, [one for lane in found.lanes for one in lane.deliveries])
+        cursor.execute(_TAKE_LANES, first | lease)
+        rows = list(map(_Row._make, cursor.fetchall()))
+        try:
+            found = _sort(rows, lanes, decrypt, failing_too)
+            _take_singly(
+                cursor, lanes, {row.subscription_id: row.retrying_id for row in rows}, lease
+            )
+            idle = [row.subscription_id for row in rows if row.taken]
+            idle = [one for one in idle if one not in lanes or not lanes[one].deliveries]
+            if idle:
+                found.again = _leave(cursor, idle, token)
+            found.lanes = [lane for lane in lanes.values() if lane.deliveries]
+            if found.lanes:
+                bodies.load(cursor, [one for lane in found.lanes for one in lane.deliveries])
+        except Exception:
+            # What was taken is committed already. If the database is away, the leases run out.
+            with contextlib.suppress(Exception):
+                _give_back(cursor, rows, lanes, token)
+            raise
+    return found
+
+
+def _sort(
+    rows: Sequence[_Row],
+    lanes: dict[uuid.UUID, ClaimedLane],
+    decrypt: Callable[[str], str],
+    failing_too: bool,
+) -> Claim:
+    """Put the lanes that were taken, and may have something to send, into `lanes`."""
+    found = Claim([], {}, [], [])
+    for row in rows:
+        if not row.taken:
+            if row.rest is not None and row.rest > 0:
+                found.resting[row.subscription_id] = row.rest
+            elif row.failures and not failing_too:
+                found.failing.append(row.subscription_id)
+        elif row.ids is not None or row.probe or (row.enabled and row.failures):
+            lanes[row.subscription_id] = _lane(row, decrypt)
     return found
 
 
@@ -385,3 +399,23 @@ def _leave(cursor: Any, subscription_ids: Sequence[uuid.UUID], token: uuid.UUID)
         [list(subscription_ids), token],
     )
     return [subscription_id for subscription_id, wake_again in cursor.fetchall() if wake_again]
+
+
+def _give_back(
+    cursor: Any, rows: Sequence[_Row], lanes: dict[uuid.UUID, ClaimedLane], token: uuid.UUID
+) -> None:
+    """Undo a claim of which nothing was sent."""
+    claimed = {one for row in rows for one in row.ids or ()}
+    claimed |= {one.id for lane in lanes.values() for one in lane.deliveries}
+    cursor.execute(
+        """
+        WITH freed AS (
+            UPDATE deliveries_lane SET lease_token = NULL, lease_until = NULL
+            WHERE subscription_id = ANY(%s::uuid[]) AND lease_token = %s::uuid
+            RETURNING subscription_id
+        )
+        UPDATE deliveries_delivery d SET lease_until = NULL
+        FROM freed WHERE d.id = ANY(%s::bigint[]) AND d.subscription_id = freed.subscription_id
+        """,
+        [[row.subscription_id for row in rows if row.taken], token, sorted(claimed)],
+    )

@@ -10,7 +10,7 @@ import pytest
 from deliveries import claims, publish
 from deliveries.bodies import EventBodies
 from deliveries.claims import claim
-from deliveries.models import Lane
+from deliveries.models import Attempt, Lane
 from deliveries.receiver import Receiver
 from deliveries.sending import Sender
 from tests.factories import make_subscription, statuses
@@ -49,3 +49,25 @@ def test_a_lane_with_nothing_due_is_not_even_taken(sender: Sender, receiver: Rec
     subscription = make_subscription(url=receiver.url)
     sender.serve([subscription.pk], recovering=False)
     assert not Lane.objects.exists()
+
+
+def test_a_claim_that_fails_takes_nothing_along(
+    sender: Sender, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong with one subscription, the others of the batch wait for no lease."""
+    bad, good = make_subscription(url=receiver.url), make_subscription(url=receiver.url)
+    publish("test.one", {})
+    read = claims._lane
+
+    def fails_for_one(row: Any, decrypt: Any) -> Any:
+        if row.subscription_id == bad.pk:
+            raise RuntimeError("a mistake of our own")
+        return read(row, decrypt)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(claims, "_lane", fails_for_one)
+        sender.serve([bad.pk, good.pk], recovering=False)
+    assert (statuses(bad), statuses(good)) == ({"pending": 1}, {"succeeded": 1})
+    sender.serve([bad.pk], recovering=False)
+    assert statuses(bad) == {"succeeded": 1}
+    assert set(Attempt.objects.values_list("outcome", flat=True)) == {"success"}
