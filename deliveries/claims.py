@@ -2,7 +2,7 @@
 
 A claim is a lease on a subscription's lane, so that at most one task sends for a subscription,
 and on each delivery it takes, so that a delivery whose worker died is known by its expired
-lease. All leases are by the database's clock. A claim for many subscriptions is one transaction.
+lease. All leases are by the database's clock. One statement claims for many subscriptions.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ WITH taken AS (
         coalesce(NOT s.enabled AND s.recovery = 'automatic' AND s.next_probe_at <= now(), false)
             AS probe,
         s.consecutive_failures = 0 AND s.last_error = '' AS well,
-        coalesce(s.last_success_at > now() - interval '1 second', false) AS told,
+        taken.failures = 0
+            AND coalesce(s.last_success_at > now() - interval '1 second', false) AS told,
         ARRAY(
             SELECT secret.ciphertext FROM subscriptions_signingsecret secret
             WHERE secret.subscription_id = s.id
@@ -163,7 +164,8 @@ WITH taken AS (
             ORDER BY secret.created_at DESC, secret.id DESC
         ) AS secrets,
         CASE WHEN taken.taken AND s.enabled AND taken.failures = 0 THEN least(
-            %(most)s::int, 20 * greatest(1, least(taken."window", s.max_in_flight))
+            %(most)s::int, 20 * greatest(1, least(taken."window", s.max_in_flight)),
+            greatest(1, %(rows)s::int / (SELECT count(*) FROM taken WHERE taken.taken)::int)
         ) ELSE 0 END AS most
     FROM taken JOIN subscriptions_subscription s ON s.id = taken.subscription_id
 ), picked AS MATERIALIZED (
@@ -221,7 +223,7 @@ WITH picked AS MATERIALIZED (
 
 
 def is_lock_timeout(error: Exception) -> bool:
-    """Whether a statement failed because it had waited for a locked row for `LOCK_WAIT`."""
+    """Whether a statement failed because it had waited too long for a locked row."""
     return isinstance(error.__cause__, psycopg.errors.LockNotAvailable)
 
 
@@ -241,14 +243,14 @@ def claim(
     """
     values = conf()
     ids = list(subscription_ids)
-    share = max(1, CLAIM_ROWS // max(1, len(ids)))
     lease: dict[str, Any] = {"lease": values.lease, "unknown": UNKNOWN_OUTCOME}
     first: dict[str, Any] = {
         # A text is made six times as quickly as an array.
         "ids": "{" + ",".join(map(str, ids)) + "}",
         "token": token,
         "failing_too": failing_too,
-        "most": min(values.claim_batch, share),
+        "most": values.claim_batch,
+        "rows": CLAIM_ROWS,
     }
     lanes: dict[uuid.UUID, ClaimedLane] = {}
     with worker_cursor() as cursor:
@@ -409,10 +411,14 @@ def _give_back(
     claimed |= {one.id for lane in lanes.values() for one in lane.deliveries}
     cursor.execute(
         """
-        WITH freed AS (
-            UPDATE deliveries_lane SET lease_token = NULL, lease_until = NULL
+        WITH free AS MATERIALIZED (
+            SELECT subscription_id FROM deliveries_lane
             WHERE subscription_id = ANY(%s::uuid[]) AND lease_token = %s::uuid
-            RETURNING subscription_id
+            ORDER BY subscription_id FOR UPDATE SKIP LOCKED
+        ), freed AS (
+            UPDATE deliveries_lane lane SET lease_token = NULL, lease_until = NULL
+            FROM free WHERE lane.subscription_id = free.subscription_id
+            RETURNING lane.subscription_id
         )
         UPDATE deliveries_delivery d SET lease_until = NULL
         FROM freed WHERE d.id = ANY(%s::bigint[]) AND d.subscription_id = freed.subscription_id

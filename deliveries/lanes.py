@@ -235,13 +235,13 @@ class Lane:
             return
         if following.status == "pending":
             self._retries.append(following.delay)
+        self._claimed.well = False
         if outcome.own_fault:
             if outcome.verdict is Verdict.RETRY:
                 self._stopped = True
                 self._rest = max(self._rest, following.delay)
             return
         self._stopped = True
-        self._claimed.well = False
         self._failures += 1
         self._window = 1
         if outcome.retry_after is not None:

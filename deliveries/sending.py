@@ -26,7 +26,7 @@ from deliveries.queues import DELIVER, RECOVER
 from deliveries.settling import AWAY, Result, settle
 from deliveries.stages import Pace, Stage
 from deliveries.transport import Transport, transport
-from subscriptions import circuit, crypto
+from subscriptions import crypto, signals
 from subscriptions.prepared import give_back_connection
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ SETTLE_PATIENCE = 30.0
 # How long results wait that somebody's lock kept from being written.
 LOCKED_DELAY = 0.5
 
-# How many small claims and small settlements a process makes, each a transaction: one that comes
+# How many small claims and small settlements a process makes, each a commit: one that comes
 # alone is made at once, beyond these they wait up to three milliseconds for each other.
 PER_SECOND = 300.0
 BURST = 10
@@ -158,7 +158,7 @@ class Sender:
                 self._claim_singly(runs, recovering)
             else:
                 give_back_connection()
-                logger.warning("nothing can be claimed, the sweep will wake again: %s", error)
+                logger.warning("nothing can be claimed now; the sweep will wake again: %s", error)
         except Exception:
             give_back_connection()
             logger.exception("a claim for %d subscriptions failed; claiming singly", len(runs))
@@ -208,7 +208,7 @@ class Sender:
 
     def _settle_batch(self, together: list[tuple[Result | LaneExit, ...]]) -> None:
         items = [one for group in together for one in group]
-        circuit.announcer.set(self._signals.put)
+        signals.announcer.set(self._signals.put)
         # A probe may enable its subscription, which locks more rows than a result: each by
         # itself, so that locks are taken in one order.
         groups = _by_subscription([one for one in items if one.lane.probe])
@@ -255,10 +255,11 @@ class Sender:
                 one, wake_again=subscription_id in settled.wake_again
             ):
                 later[one.end.failures > 0].append(subscription_id)
-            one.run.end()
         for recovering, ids in later.items():
             if ids:
                 wakeups.wake(ids, recovering=recovering, patience=0, one_by_one=False)
+        for one in exits:
+            one.run.end()
         for result in results:
             result.settled(result.delivery.id not in settled.given_up)
 

@@ -19,7 +19,7 @@ from django.db import InterfaceError, InternalError, OperationalError, transacti
 from deliveries.claims import ClaimedDelivery, ClaimedLane
 from deliveries.holding import hold
 from deliveries.policy import Next, Verdict
-from subscriptions import circuit, fuse
+from subscriptions import circuit, fuse, signals
 from subscriptions.prepared import worker_cursor
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
 
 
 def _settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
-    """All of it or nothing."""
+    """All of it or nothing; but the fuse is mended after."""
     if all(one.verdict is Verdict.SUCCESS and not one.lane.probe for one in results):
         settled = _write(results, ends, successes=_successes(results))
     else:
@@ -204,9 +204,9 @@ def _tell_probed(result: Result) -> None:
 # as JSON: for PostgreSQL it is as quick to read as arrays, for Python six times as quick to make.
 #
 # Of lanes that are left: what was learned of an older epoch, before a reset or of another URL, is
-# forgotten, and what was claimed but not sent is given back. Each part waits for those before it,
-# in the order in which everybody takes locks; where the planner finds another, one of two that
-# lock each other out is told to try again.
+# forgotten, and what was claimed but not sent is given back. Circuits, lanes and deliveries wait
+# for each other, in the order in which everybody takes locks; where the planner finds another, one
+# of two that lock each other out is told to try again.
 _SETTLE = f"""
 WITH {circuit.SUCCESSES}, ending AS MATERIALIZED (
     SELECT l.subscription_id, l.wake_again, e."window", e.failures, e.rest, e.retrying_id,
@@ -285,6 +285,7 @@ WITH {circuit.SUCCESSES}, ending AS MATERIALIZED (
     UPDATE deliveries_delivery d SET lease_until = NULL
     FROM unnest(%(unsent)s::bigint[], %(leases)s::timestamptz[]) AS u (id, lease)
     WHERE d.id = u.id AND d.lease_until = u.lease
+        AND u.id NOT IN (SELECT id FROM result WHERE status = 'succeeded')
 )
 SELECT ARRAY(SELECT subscription_id FROM departed WHERE wake_again),
     EXISTS (SELECT FROM counted WHERE recovered)
@@ -348,6 +349,7 @@ def _write(
             },
         )
         wake_again, recovered = cursor.fetchone()
-        if recovered:
-            fuse.mend()
+    if recovered:
+        # Not here: somebody who trips holds the fuse's row, and what was written is committed.
+        signals.after_commit(fuse.mend)
     return Settled(wake_again=set(wake_again), tripped=set(tripped))

@@ -9,8 +9,7 @@ which state it starts, and only the one that finds it wins. Everything that chan
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -340,18 +339,10 @@ def plan_probes(subscription_ids: Iterable[uuid.UUID]) -> None:
         cursor.execute(_PLAN_PROBES, {"ids": list(subscription_ids), "first": conf().probe_first})
 
 
-# Who sends the signals. A worker's settle stage hands them to a thread of their own: a receiver
-# of the signal that writes an e-mail must not hold up everybody's results.
-announcer: ContextVar[Callable[[Callable[[], None]], None]] = ContextVar("announcer")
-
-
 def _announce(signal: Signal, subscription_ids: list[uuid.UUID]) -> None:
     if not subscription_ids:
         return
-    send = partial(_send, signal, subscription_ids)
-    hand_over = announcer.get(None)
-    # Robust: what goes wrong after the commit must not look as if the commit had.
-    transaction.on_commit(send if hand_over is None else partial(hand_over, send), robust=True)
+    signals.after_commit(partial(_send, signal, subscription_ids))
 
 
 def _send(signal: Signal, subscription_ids: list[uuid.UUID]) -> None:

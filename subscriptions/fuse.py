@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from django.db import connection, transaction
+from django.db import connection
 from django.dispatch import Signal
 
 from subscriptions import signals
@@ -74,7 +74,7 @@ def holds(tripping: int) -> bool:
         active + recent,
         values.fuse_window,
     )
-    transaction.on_commit(partial(_tell, signals.fuse_blown), robust=True)
+    signals.after_commit(partial(_tell, signals.fuse_blown))
     return False
 
 
@@ -88,7 +88,7 @@ def mend() -> None:
         mended = bool(cursor.rowcount)
     if mended:
         logger.warning("The fuse is mended: circuits may trip as before.")
-        transaction.on_commit(partial(_tell, signals.fuse_mended), robust=True)
+        signals.after_commit(partial(_tell, signals.fuse_mended))
 
 
 def blown() -> bool:

@@ -7,7 +7,7 @@ statement anew. For the statements of this project that costs more than running 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -108,9 +108,11 @@ def give_back_connection() -> None:
     raw = connection.connection
     told = _told.pop(raw, {}) if raw is not None else {}
     if raw is not None and not raw.closed and told.keys() & _WORKERS.keys():
-        if raw.info.transaction_status == TransactionStatus.IDLE:
-            raw.execute("; ".join(f"RESET {name}" for name in told))
-        else:
+        try:
+            if raw.info.transaction_status != TransactionStatus.IDLE:
+                raise psycopg.OperationalError("in the middle of something")
+            raw.execute(_reset(told))
+        except psycopg.Error:
             raw.close()
     connection.close()
 
@@ -120,15 +122,23 @@ def _is_own() -> bool:
     return getattr(_thread, "own", False) and conf().prepared_statements
 
 
+def _reset(names: Iterable[str]) -> str:
+    return "; ".join(f"RESET {name}" for name in names)
+
+
 def _tell(raw: psycopg.Connection[Any], settings: dict[str, str]) -> None:
-    if _told.get(raw) == settings:
+    told = _told.get(raw, {})
+    if told == settings:
         return
     autocommit = raw.autocommit
     idle = raw.info.transaction_status == TransactionStatus.IDLE
-    # Within a transaction that is rolled back it is forgotten, which costs speed and no more.
+    # Within a transaction that is rolled back it is forgotten, which costs speed and no more: the
+    # connections of claims and settlements are told before they begin one.
     if idle:
         raw.autocommit = True
     try:
+        if too_much := told.keys() - settings.keys():
+            raw.execute(_reset(too_much))
         raw.execute("; ".join(f"SET {name} = '{value}'" for name, value in settings.items()))
     finally:
         if idle and not raw.closed:

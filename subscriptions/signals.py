@@ -11,6 +11,10 @@ The last three are the project's own and run inside the transaction that makes t
 that deliveries follow their subscription's state or neither changes.
 """
 
+from collections.abc import Callable
+from contextvars import ContextVar
+
+from django.db import transaction
 from django.dispatch import Signal
 
 circuit_tripped = Signal()
@@ -22,3 +26,18 @@ fuse_mended = Signal()
 subscriptions_stopped = Signal()
 subscriptions_enabled = Signal()
 subscriptions_repointed = Signal()
+
+# Who sends the signals. A worker's settle stage hands them to a thread of their own: a receiver
+# of the signal that writes an e-mail must not hold up everybody's results, nor use the connection
+# that they are written with.
+announcer: ContextVar[Callable[[Callable[[], None]], None]] = ContextVar("announcer")
+
+
+def after_commit(call: Callable[[], None]) -> None:
+    """Have `call` made after the commit, by whoever sends the signals."""
+    hand_over = announcer.get(None)
+    # Robust: what goes wrong after the commit must not look as if the commit had.
+    transaction.on_commit(
+        call if hand_over is None else lambda: hand_over(call),
+        robust=True,
+    )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.db import connection
 
 from deliveries import claims, publish
 from deliveries.bodies import EventBodies
 from deliveries.claims import claim
 from deliveries.models import Attempt, Lane
-from deliveries.receiver import Receiver
+from deliveries.receiver import Answer, Receiver
 from deliveries.sending import Sender
+from subscriptions import prepared
+from tests.deliveries.conftest import Script
 from tests.factories import make_subscription, statuses
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -71,3 +76,48 @@ def test_a_claim_that_fails_takes_nothing_along(
     sender.serve([bad.pk], recovering=False)
     assert statuses(bad) == {"succeeded": 1}
     assert set(Attempt.objects.values_list("outcome", flat=True)) == {"success"}
+
+
+def test_sending_without_prepared_statements(
+    sender: Sender, receiver: Receiver, script: Script, configure: Callable[..., None]
+) -> None:
+    """As behind PgBouncer in transaction mode."""
+    configure(prepared_statements=False)
+    subscription = make_subscription(url=receiver.url)
+    publish("test.one", {})
+    publish("test.one", {})
+    script.answers = [Answer(200), Answer(410)]
+    sender.serve([subscription.pk], recovering=False)
+    subscription.refresh_from_db()
+    assert subscription.state == "tripped"
+    assert statuses(subscription) == {"succeeded": 1, "failed": 1}
+
+
+def test_a_connection_is_given_back_as_it_came() -> None:
+    def settings_found() -> list[str]:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT current_setting('lock_timeout'), current_setting('enable_seqscan')"
+            )
+            return list(cursor.fetchone())
+
+    def as_a_stage_does() -> None:
+        prepared.own_connection()
+        with prepared.worker_cursor():
+            seen.append(settings_found())
+        raw = connection.connection
+        close, connection.close = connection.close, lambda: None  # type: ignore[method-assign]
+        try:
+            prepared.give_back_connection()
+        finally:
+            connection.close = close  # type: ignore[method-assign]
+        assert connection.connection is raw
+        seen.append(settings_found())
+        raw.close()
+        prepared.give_back_connection()  # one that is broken is no error
+
+    seen: list[list[str]] = []
+    thread = threading.Thread(target=as_a_stage_does)
+    thread.start()
+    thread.join()
+    assert seen == [["200ms", "off"], ["0", "on"]]
