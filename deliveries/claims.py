@@ -121,7 +121,8 @@ SELECT subscription_id, lease, ids, event_ids, attempts, retries FROM claimed
 # Takes each lane that is free. One that somebody else holds is marked instead, and its holder
 # looks once more before leaving: no wake-up is lost between his last look and his release.
 # `ORDER BY`, because two claims that lock the same lanes must do so in the same order. A lane with
-# nothing due, or soon due, is left as it is: what this wake-up was for is done.
+# nothing due, or soon due, is left as it is: what this wake-up was for is done. (No EXISTS: it may
+# be planned as a hash of all that is due, for everybody.)
 #
 # Of a lane that is well its due deliveries are taken in the same statement. SKIP LOCKED: a row
 # that an operator holds, or retention removes, just now is not worth waiting for. The index
@@ -135,12 +136,14 @@ WITH taken AS (
     )
     SELECT s.id, %(token)s::uuid, now() + %(lease)s::float8 * interval '1 second', false, 1000, 0
     FROM subscriptions_subscription s
-    WHERE s.id = ANY(%(ids)s::text::uuid[]) AND (
-        EXISTS (
-            SELECT FROM deliveries_delivery d
+    WHERE s.id = ANY(%(ids)s::text::uuid[]) AND coalesce(
+        NOT s.enabled AND s.next_probe_at <= now() OR (
+            SELECT true FROM deliveries_delivery d
             WHERE d.subscription_id = s.id AND d.status = 'pending'
                 AND d.next_attempt_at < now() + interval '1 second'
-        ) OR (NOT s.enabled AND s.next_probe_at <= now())
+            LIMIT 1
+        ),
+        false
     )
     ORDER BY s.id
     ON CONFLICT (subscription_id) DO UPDATE SET

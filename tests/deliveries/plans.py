@@ -18,11 +18,15 @@ _PLANNED = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Plan:
-    """One statement's: what it reads by which index, and what it reads from end to end."""
+    """One statement's: what it reads by which index, and what it reads from end to end.
+
+    An index that is read without a condition on its first column is read from end to end.
+    """
 
     sql: str
     indexes: frozenset[str]
     scanned: frozenset[str]
+    scanned_indexes: frozenset[str]
 
 
 @dataclass
@@ -58,6 +62,15 @@ class Plans:
                     scanned=frozenset(
                         node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"
                     ),
+                    scanned_indexes=frozenset(
+                        node["Index Name"]
+                        for node in nodes
+                        if "Index Name" in node
+                        and not re.search(
+                            rf"\b{_first_column(context, node['Index Name'])}\b",
+                            node.get("Index Cond", ""),
+                        )
+                    ),
                 )
             )
         return execute(sql, params, many, context)
@@ -76,6 +89,15 @@ def _explain(cursor: Any, text: str, params: Any) -> Any:
         explaining.execute(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {numbered}")
     (answer,) = explaining.fetchone() or ()
     return answer
+
+
+def _first_column(context: Any, index: str) -> str:
+    (column,) = (
+        context["connection"]
+        .connection.execute("SELECT pg_get_indexdef(%s::regclass, 1, true)", [index])
+        .fetchone()
+    )
+    return str(column)
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,15 @@
 """Receivers that are dead, silent or slow, and what their neighbours notice of it.
 
 The healthy lanes are measured without and with the bad ones in the same run, on the same
-processes: four times without, eight times with, four times without. Each side's p99 is the median
-of those of its phases, so that a hiccup of the machine decides nothing; nor does the tenth of a
-second in which more than a thousand requests, begun together, time out together. The table gives
-the p99 over all of a side's time, too. Nothing waits for the disk meanwhile: what is compared are
-milliseconds, and a disk that others use as well takes a tenth of a second whenever it likes.
+processes: before, among and after them. Each side's p99 is the median of those of its phases, so
+that a hiccup of the machine decides nothing; nor does the tenth of a second in which more than a
+thousand requests, begun together, time out together. The table gives the p99 over all of a side's
+time, too.
+
+What is compared are milliseconds, so what others do on the same machine is kept out. Nothing
+waits for the disk, which may take a tenth of a second whenever it likes. A phase in which the
+hypervisor gave more than a fiftieth of the processors' time to others is measured again: at a
+tenth, every p99 is twice what it was.
 """
 
 from __future__ import annotations
@@ -13,10 +17,13 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Iterator
+from operator import itemgetter
+from pathlib import Path
 
 import pytest
 import redis
 from django.conf import settings as django_settings
+from django.db import connection
 
 from deliveries.http1 import Answer
 from subscriptions import circuit
@@ -27,8 +34,10 @@ from tests.faults.waiting import eventually, holds_within
 from tests.faults.world import World
 
 HEALTHY = 50
-RATE = 100.0
+RATE = 50.0
 PHASE = 4.0
+QUIET_PHASES, LOUD_PHASES = 3, 6
+MOST_STOLEN = 0.02
 DUE = 10_000
 SLOW, SLOW_RATE = 10, 15.0
 # The p99 of the healthy with the bad ones about, over that without them.
@@ -61,6 +70,14 @@ def without_the_disk(world: World) -> Iterator[None]:
             broker.config_set("appendfsync", waits["appendfsync"])
 
 
+def processor_time() -> tuple[int, int]:
+    """What the hypervisor gave to others so far, and all of it, in ticks of all processors."""
+    user, nice, system, idle, iowait, irq, softirq, steal, *_ = (
+        int(ticks) for ticks in Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    )
+    return steal, user + nice + system + idle + iowait + irq + softirq + steal
+
+
 class Neighbourhood:
     """Fifty healthy lanes, measured phase by phase."""
 
@@ -72,13 +89,24 @@ class Neighbourhood:
             world.subscribe(self.site, [topic])
 
     def measure(self, phases: int) -> list[list[float]]:
-        """Seconds from the call of `publish` to the arrival, for each phase of steady load."""
-        return [self._phase() for _ in range(phases)]
+        """Seconds from the call of `publish` to the arrival, for each phase of steady load.
 
-    def _phase(self) -> list[float]:
+        Of up to half as many phases again, those in which the machine was most its own.
+        """
+        measured: list[tuple[float, list[float]]] = []
+        while len(measured) < phases * 3 // 2:
+            measured.append(self._phase())
+            if sum(stolen <= MOST_STOLEN for stolen, _ in measured) == phases:
+                break
+        measured.sort(key=itemgetter(0))
+        return [delays for _, delays in measured[:phases]]
+
+    def _phase(self) -> tuple[float, list[float]]:
         before, seen = len(self.world.ledger.accepted), len(self.world.receivers.requests)
+        stolen, total = processor_time()
         with self.world.load(RATE, self.topics):
             holds_within(lambda: False, PHASE)
+        stolen_after, total_after = processor_time()
         published = self.world.ledger.accepted[before:]
         began = {one.id: one.began for one in published if one.topic in self.topics}
         arrived: dict[str, float] = {}
@@ -90,7 +118,16 @@ class Neighbourhood:
             return len(arrived) == len(began)
 
         eventually(all_arrived, "the healthy deliveries")
-        return [at - began[event_id] for event_id, at in arrived.items()]
+        delays = [at - began[event_id] for event_id, at in arrived.items()]
+        return (stolen_after - stolen) / (total_after - total), delays
+
+
+def warm_up(neighbourhood: Neighbourhood) -> None:
+    """Until connections and caches are warm; and have the tables analysed while next to nothing
+    is in them: from then on, until PostgreSQL does it again, that is what it makes its plans by."""
+    neighbourhood.measure(2)
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM (ANALYZE)")
 
 
 def compare(
@@ -116,7 +153,7 @@ def compare(
     assert loud <= MOST * quiet
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "holes",
     [
@@ -144,14 +181,14 @@ def test_black_holes_slow_nobody_else_down(world: World, measured: Row, holes: i
     for name in dark:
         world.subscribe(url, [name], name=name, recovery="manual")
     world.installation.standard()
-    neighbourhood.measure(2)  # until connections and caches are warm
-    without = neighbourhood.measure(4)
+    warm_up(neighbourhood)
+    without = neighbourhood.measure(QUIET_PHASES)
     world.ledger.publish_many([dark[n % holes] for n in range(DUE)])
-    among = neighbourhood.measure(8)
+    among = neighbourhood.measure(LOUD_PHASES)
     attempts = world.attempts_by_outcome(dark)
     states = world.states(dark)
     circuit.pause([world.lanes[name].id for name in dark])
-    without += neighbourhood.measure(4)
+    without += neighbourhood.measure(QUIET_PHASES)
     compare(
         measured,
         without,
@@ -164,7 +201,7 @@ def test_black_holes_slow_nobody_else_down(world: World, measured: Row, holes: i
     check_invariants(world, replayed=False)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 @pytest.mark.fault(
     "receivers that drip a byte a second, that answer after 9 s, that never end the handshake; "
     f"{SLOW} lanes of each, next to {HEALTHY} healthy ones",
@@ -190,14 +227,14 @@ def test_slow_receivers_are_cut_off_and_slow_nobody_else_down(world: World, meas
         world.subscribe(neighbourhood.site, [name], name=name)
     world.installation.standard()
     with world.load(SLOW_RATE, others):
-        neighbourhood.measure(2)  # until connections and caches are warm
-        without = neighbourhood.measure(4)
+        warm_up(neighbourhood)
+        without = neighbourhood.measure(QUIET_PHASES)
     with world.load(SLOW_RATE, every):
-        among = neighbourhood.measure(8)
+        among = neighbourhood.measure(LOUD_PHASES)
     circuit.pause([world.lanes[name].id for name in every])
     eventually(lambda: late.in_flight.total() == 0, "the last answers after 9 s")
     with world.load(SLOW_RATE, others):
-        without += neighbourhood.measure(4)
+        without += neighbourhood.measure(QUIET_PHASES)
     world.wait_until_settled()
     for kind in ("drip", "handshake"):
         assert set(world.attempts_by_outcome(slow[kind])) == {"timeout"}
