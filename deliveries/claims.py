@@ -2,7 +2,8 @@
 
 A claim is a lease on a subscription's lane, so that at most one task sends for a subscription,
 and on each delivery it takes, so that a delivery whose worker died is known by its expired
-lease. All leases are by the database's clock. One statement claims for many subscriptions.
+lease. All leases are by the database's clock. One statement claims for many subscriptions; those
+that fail, that are probed, or on which nothing was found, share one more of each kind.
 """
 
 from __future__ import annotations
@@ -75,13 +76,15 @@ class Claim:
     """What a claim found.
 
     `resting`: seconds until a failing lane may be tried again. `again`: lanes on which nothing
-    was due, and for which a wake-up came while this claim held them.
+    was due, and for which a wake-up came while this claim held them. `held`: lanes that this claim
+    could not leave, because somebody had locked them; `leave` is to be called once more.
     """
 
     lanes: list[ClaimedLane]
     resting: dict[uuid.UUID, float]
     failing: list[uuid.UUID]
-    again: list[uuid.UUID]
+    again: list[uuid.UUID] = field(default_factory=list)
+    held: list[uuid.UUID] = field(default_factory=list)
 
 
 _FREE = """(lane.lease_until IS NULL OR lane.lease_until < now())
@@ -129,6 +132,9 @@ SELECT subscription_id, lease, ids, event_ids, attempts, retries FROM claimed
 # `delivery_due` gives each lane's rows in order; the LATERAL reads no more of them than it takes.
 # What the lane's last holder changed since this statement began is seen where the row is locked;
 # what was published since has a wake-up of its own, because the flags are lowered before.
+#
+# What was claimed comes in rows of its own: `lane` and `claimed` have no index, and joined they
+# would cost the square of their number.
 _TAKE_LANES = f"""
 WITH taken AS (
     INSERT INTO deliveries_lane AS lane (
@@ -183,8 +189,12 @@ WITH taken AS (
 SELECT lane.subscription_id, lane.taken, lane."window", lane.failures, lane.retrying_id,
     lane.rest, lane.name, lane.url, lane.headers, lane.circuit_epoch, lane.max_in_flight,
     lane.enabled, lane.probe, lane.well, lane.told, lane.secrets, lane.most,
-    claimed.lease, claimed.ids, claimed.event_ids, claimed.attempts, claimed.retries
-FROM lane LEFT JOIN claimed ON claimed.subscription_id = lane.subscription_id
+    NULL, NULL, NULL, NULL, NULL
+FROM lane
+UNION ALL
+SELECT subscription_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+    NULL, NULL, NULL, NULL, lease, ids, event_ids, attempts, retries
+FROM claimed
 """
 
 # A failing lane sends one request: the delivery that it was trying again, once that is due,
@@ -258,7 +268,7 @@ def claim(
     lanes: dict[uuid.UUID, ClaimedLane] = {}
     with worker_cursor() as cursor:
         cursor.execute(_TAKE_LANES, first | lease)
-        rows = list(map(_Row._make, cursor.fetchall()))
+        rows = _joined(cursor.fetchall())
         try:
             found = _sort(rows, lanes, decrypt, failing_too)
             _take_singly(
@@ -267,7 +277,7 @@ def claim(
             idle = [row.subscription_id for row in rows if row.taken]
             idle = [one for one in idle if one not in lanes or not lanes[one].deliveries]
             if idle:
-                found.again = _leave(cursor, idle, token)
+                found.again, found.held = _leave(cursor, idle, token)
             found.lanes = [lane for lane in lanes.values() if lane.deliveries]
             if found.lanes:
                 bodies.load(cursor, [one for lane in found.lanes for one in lane.deliveries])
@@ -286,7 +296,7 @@ def _sort(
     failing_too: bool,
 ) -> Claim:
     """Put the lanes that were taken, and may have something to send, into `lanes`."""
-    found = Claim([], {}, [], [])
+    found = Claim([], {}, [])
     for row in rows:
         if not row.taken:
             if row.rest is not None and row.rest > 0:
@@ -299,7 +309,7 @@ def _sort(
 
 
 class _Row(NamedTuple):
-    """A row of `_TAKE_LANES`."""
+    """A lane of `_TAKE_LANES`, with what was claimed for it."""
 
     subscription_id: uuid.UUID
     taken: bool
@@ -323,6 +333,19 @@ class _Row(NamedTuple):
     event_ids: list[str] | None
     attempts: list[int] | None
     retries: list[int] | None
+
+
+_OF_A_LANE = len(_Row._fields) - 5
+
+
+def _joined(rows: Sequence[tuple[Any, ...]]) -> list[_Row]:
+    nothing = (None,) * 5
+    claimed = {row[0]: row[_OF_A_LANE:] for row in rows if row[-1] is not None}
+    return [
+        _Row._make(row[:_OF_A_LANE] + claimed.get(row[0], nothing))
+        for row in rows
+        if row[-1] is None
+    ]
 
 
 def _lane(row: _Row, decrypt: Callable[[str], str]) -> ClaimedLane:
@@ -393,17 +416,42 @@ def _take_singly(
             _give(lanes[subscription_id], *columns)
 
 
-def _leave(cursor: Any, subscription_ids: Sequence[uuid.UUID], token: uuid.UUID) -> list[uuid.UUID]:
-    """Let lanes go on which nothing was found; returns those for which a wake-up came meanwhile."""
-    cursor.execute(
-        """
-        UPDATE deliveries_lane SET lease_token = NULL, lease_until = NULL
-        WHERE subscription_id = ANY(%s::uuid[]) AND lease_token = %s::uuid
-        RETURNING subscription_id, wake_again
-        """,
-        [list(subscription_ids), token],
-    )
-    return [subscription_id for subscription_id, wake_again in cursor.fetchall() if wake_again]
+# Those that somebody has locked, to mark a wake-up for example, are named and not waited for.
+_LEAVE = """
+WITH mine AS MATERIALIZED (
+    SELECT subscription_id FROM deliveries_lane
+    WHERE subscription_id = ANY(%(ids)s::uuid[]) AND lease_token = %(token)s::uuid
+    ORDER BY subscription_id FOR UPDATE SKIP LOCKED
+), freed AS (
+    UPDATE deliveries_lane lane SET lease_token = NULL, lease_until = NULL
+    FROM mine WHERE lane.subscription_id = mine.subscription_id
+    RETURNING lane.subscription_id, lane.wake_again
+)
+SELECT ARRAY(SELECT subscription_id FROM freed WHERE wake_again), ARRAY(
+    SELECT subscription_id FROM deliveries_lane
+    WHERE subscription_id = ANY(%(ids)s::uuid[]) AND lease_token = %(token)s::uuid
+        AND subscription_id NOT IN (SELECT subscription_id FROM freed)
+)
+"""
+
+
+def leave(
+    subscription_ids: Sequence[uuid.UUID], token: uuid.UUID
+) -> tuple[list[uuid.UUID], list[uuid.UUID]]:
+    """Let lanes go that this claim holds, and on which it found nothing.
+
+    Returns those for which a wake-up came meanwhile, and those that somebody has locked.
+    """
+    with worker_cursor() as cursor:
+        return _leave(cursor, subscription_ids, token)
+
+
+def _leave(
+    cursor: Any, subscription_ids: Sequence[uuid.UUID], token: uuid.UUID
+) -> tuple[list[uuid.UUID], list[uuid.UUID]]:
+    cursor.execute(_LEAVE, {"ids": list(subscription_ids), "token": token})
+    again, held = cursor.fetchone()
+    return again, held
 
 
 def _give_back(
@@ -423,8 +471,14 @@ def _give_back(
             FROM free WHERE lane.subscription_id = free.subscription_id
             RETURNING lane.subscription_id
         )
-        UPDATE deliveries_delivery d SET lease_until = NULL
-        FROM freed WHERE d.id = ANY(%s::bigint[]) AND d.subscription_id = freed.subscription_id
+        UPDATE deliveries_delivery SET lease_until = NULL
+        WHERE id = ANY(ARRAY(
+            SELECT d.id FROM freed CROSS JOIN LATERAL (
+                SELECT id FROM deliveries_delivery
+                WHERE id = ANY(%s::bigint[]) AND subscription_id = freed.subscription_id
+                FOR UPDATE SKIP LOCKED
+            ) d
+        ))
         """,
         [[row.subscription_id for row in rows if row.taken], token, sorted(claimed)],
     )

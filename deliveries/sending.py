@@ -20,7 +20,7 @@ from uuid import UUID
 
 from deliveries import wakeups
 from deliveries.bodies import EventBodies
-from deliveries.claims import Claim, claim, is_lock_timeout
+from deliveries.claims import Claim, claim, is_lock_timeout, leave
 from deliveries.lanes import Lane, LaneExit, Run
 from deliveries.queues import DELIVER, RECOVER
 from deliveries.settling import AWAY, Result, settle
@@ -194,7 +194,27 @@ class Sender:
         for subscription_id in found.again:
             runs[subscription_id].begin()
             self._claims.put(Wanted(runs[subscription_id], [subscription_id]), urgent=True)
+        if found.held:
+            self._leave_later(found.held, token, recovering)
         self._pass_on(found)
+
+    def _leave_later(self, subscription_ids: list[UUID], token: UUID, recovering: bool) -> None:
+        timer = threading.Timer(LOCKED_DELAY, self._leave, [subscription_ids, token, recovering])
+        timer.daemon = True
+        timer.start()
+
+    def _leave(self, subscription_ids: list[UUID], token: UUID, recovering: bool) -> None:
+        try:
+            again, held = leave(subscription_ids, token)
+        except AWAY as error:
+            logger.warning("%d lanes stay claimed for a lease: %s", len(subscription_ids), error)
+            return
+        finally:
+            give_back_connection()
+        if again:
+            wakeups.wake(again, recovering=recovering, one_by_one=False)
+        if held:
+            self._leave_later(held, token, recovering)
 
     def _pass_on(self, found: Claim) -> None:
         if found.failing:
@@ -223,9 +243,10 @@ class Sender:
         for one in items:
             one.give_up_at = one.give_up_at or now + SETTLE_PATIENCE
         delay = 0.05
+        repeated = False
         while True:
             try:
-                self._settle(items)
+                self._settle(items, repeated=repeated)
                 return
             except AWAY as error:
                 if is_lock_timeout(error):
@@ -238,21 +259,24 @@ class Sender:
                     return
                 self._pause.wait(delay)
                 delay = min(2.0, delay * 2)
+                repeated = True
             except Exception:
                 give_back_connection()
                 logger.exception("%d results could not be recorded", len(items))
                 self._abandon(items)
                 return
 
-    def _settle(self, items: list[Result | LaneExit]) -> None:
+    def _settle(self, items: list[Result | LaneExit], *, repeated: bool) -> None:
         results = [one for one in items if isinstance(one, Result)]
         exits = [one for one in items if isinstance(one, LaneExit)]
         settled = settle(results, [one.end for one in exits])
         later: dict[bool, list[UUID]] = {False: [], True: []}
         for one in exits:
             subscription_id = one.lane.subscription_id
+            # If it was written before, and only the answer was lost, so was who is to be woken.
+            wake_again = repeated or subscription_id in settled.wake_again
             if subscription_id not in settled.tripped and not self._goes_on(
-                one, wake_again=subscription_id in settled.wake_again
+                one, wake_again=wake_again
             ):
                 later[one.end.failures > 0].append(subscription_id)
         for recovering, ids in later.items():
@@ -319,6 +343,9 @@ def _call_all(calls: list[Callable[[], None]]) -> None:
             call()
         except Exception:
             logger.exception("a signal could not be sent")
+        finally:
+            # One that was lost meanwhile would be of no use to the next.
+            give_back_connection()
 
 
 @lru_cache(maxsize=30_000)

@@ -11,6 +11,8 @@ import json
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
 from itertools import groupby
 from uuid import UUID
 
@@ -112,7 +114,7 @@ def settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
 
 
 def _settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
-    """All of it or nothing; but the fuse is mended after."""
+    """All of it or nothing; but of nothing but successes, the fuse is mended after."""
     if all(one.verdict is Verdict.SUCCESS and not one.lane.probe for one in results):
         settled = _write(results, ends, successes=_successes(results))
     else:
@@ -125,6 +127,14 @@ def _settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
     for result in results:
         result.lane.told |= result.verdict is Verdict.SUCCESS
     return settled
+
+
+def _mend_fuse(at: datetime) -> None:
+    """In a statement of its own: who trips holds the fuse's row, and the successes are written."""
+    try:
+        fuse.mend(at)
+    except Exception:
+        signals.hand_over(partial(fuse.mend, at))
 
 
 def _unwritable(result: Result, error: Exception) -> Result:
@@ -179,7 +189,7 @@ def _successes(results: Sequence[Result]) -> list[ClaimedLane]:
 
 def _worth_telling(lane: ClaimedLane) -> bool:
     """Whether a success tells the circuit anything: of a healthy one, once for each claim, and
-    once a second.
+    only if it had heard of none in the second before.
 
     Nobody else sends for it meanwhile, so its count cannot have grown.
     """
@@ -283,12 +293,15 @@ WITH {circuit.SUCCESSES}, ending AS MATERIALIZED (
     WHERE deliveries_attempt.outcome = 'unknown'
 ), given_back AS (
     UPDATE deliveries_delivery d SET lease_until = NULL
-    FROM unnest(%(unsent)s::bigint[], %(leases)s::timestamptz[]) AS u (id, lease)
+    FROM (
+        SELECT * FROM unnest(%(unsent)s::bigint[], %(leases)s::timestamptz[]) AS u (id, lease)
+        ORDER BY id
+    ) u
     WHERE d.id = u.id AND d.lease_until = u.lease
         AND u.id NOT IN (SELECT id FROM result WHERE status = 'succeeded')
 )
 SELECT ARRAY(SELECT subscription_id FROM departed WHERE wake_again),
-    EXISTS (SELECT FROM counted WHERE recovered)
+    (SELECT now() FROM counted WHERE recovered LIMIT 1)
 """
 
 
@@ -348,8 +361,7 @@ def _write(
                 "leases": [end.lane.lease for end in ends for _ in end.unsent],
             },
         )
-        wake_again, recovered = cursor.fetchone()
-    if recovered:
-        # Not here: somebody who trips holds the fuse's row, and what was written is committed.
-        signals.after_commit(fuse.mend)
+        wake_again, recovered_at = cursor.fetchone()
+    if recovered_at is not None:
+        _mend_fuse(recovered_at)
     return Settled(wake_again=set(wake_again), tripped=set(tripped))

@@ -57,7 +57,8 @@ class Pace:
 class Stage(Generic[Item]):
     """Runs `handle` with batches of at most `most` items, one batch at a time, at this pace.
 
-    `own_connection`: whether its thread uses the database for claims and settlements alone.
+    `own_connection`: whether its thread uses the database for claims and settlements, and what
+    follows from them, alone.
 
     `handle` must not raise; what it raises all the same is logged, and the stage goes on.
     """

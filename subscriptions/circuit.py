@@ -103,7 +103,7 @@ WITH report AS MATERIALIZED (
     ) AS r (id, epoch, before, peak, after, succeeded, gone, failed, error)
 ),
 locked AS MATERIALIZED (
-    SELECT s.id, r.succeeded AND s.consecutive_failures > 0 AS recovered,
+    SELECT r.*, r.succeeded AND s.consecutive_failures > 0 AS recovered,
         r.gone OR (r.before > 0 AND s.consecutive_failures + r.before >= %(threshold)s)
             OR r.peak >= %(threshold)s AS trips
     FROM subscriptions_subscription s JOIN report r ON r.id = s.id
@@ -120,9 +120,8 @@ UPDATE subscriptions_subscription s SET
     last_failure_at = CASE WHEN r.failed THEN now() ELSE s.last_failure_at END,
     last_error = CASE WHEN r.failed THEN r.error WHEN r.succeeded THEN '' ELSE s.last_error END,
     updated_at = now()
-FROM locked l JOIN report r ON r.id = l.id
-WHERE s.id = l.id AND s.enabled AND s.circuit_epoch = r.epoch
-RETURNING s.id, l.trips, l.recovered, r.gone
+FROM locked r WHERE s.id = r.id AND s.enabled AND s.circuit_epoch = r.epoch
+RETURNING s.id, r.trips, r.recovered, r.gone
 """
 
 # The same for subscriptions of which nothing but successes is told: as CTEs, for the statement

@@ -11,6 +11,7 @@ answers: then it was not our network. A 410 is an answer, and trips in any case.
 from __future__ import annotations
 
 import logging
+from datetime import datetime
 from functools import partial
 
 from django.db import connection
@@ -78,12 +79,16 @@ def holds(tripping: int) -> bool:
     return False
 
 
-def mend() -> None:
-    """Let circuits trip again; the count of trips begins anew. Nothing if the fuse is whole."""
+def mend(at: datetime | None = None) -> None:
+    """Let circuits trip again; the count of trips begins anew. Nothing if the fuse is whole.
+
+    `at`: when the success was that says so, if not now. A fuse that blew after stays blown.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
             "UPDATE subscriptions_tripfuse SET blown_at = NULL, mended_at = now() "
-            "WHERE id = 1 AND blown_at IS NOT NULL"
+            "WHERE id = 1 AND blown_at <= coalesce(%s::timestamptz, clock_timestamp())",
+            [at],
         )
         mended = bool(cursor.rowcount)
     if mended:

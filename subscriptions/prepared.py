@@ -95,7 +95,7 @@ def worker_cursor() -> Iterator[CursorWrapper]:
 
 
 def own_connection() -> None:
-    """Say that this thread's connection runs claims and settlements, and nothing else.
+    """Say that this thread's connection runs claims and settlements, and what follows from them.
 
     It keeps their settings then, instead of hearing them in each transaction. To be given back
     by `give_back_connection`.

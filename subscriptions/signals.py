@@ -13,6 +13,7 @@ that deliveries follow their subscription's state or neither changes.
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 
 from django.db import transaction
 from django.dispatch import Signal
@@ -35,9 +36,14 @@ announcer: ContextVar[Callable[[Callable[[], None]], None]] = ContextVar("announ
 
 def after_commit(call: Callable[[], None]) -> None:
     """Have `call` made after the commit, by whoever sends the signals."""
-    hand_over = announcer.get(None)
     # Robust: what goes wrong after the commit must not look as if the commit had.
-    transaction.on_commit(
-        call if hand_over is None else lambda: hand_over(call),
-        robust=True,
-    )
+    transaction.on_commit(partial(hand_over, call), robust=True)
+
+
+def hand_over(call: Callable[[], None]) -> None:
+    """Have `call` made by whoever sends the signals, or make it if that is nobody else."""
+    announcer.get(_call)(call)
+
+
+def _call(call: Callable[[], None]) -> None:
+    call()

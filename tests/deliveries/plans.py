@@ -16,17 +16,23 @@ from psycopg import ClientCursor
 _PLANNED = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
 
 
+# What a nested loop goes through anew for each row.
+_WITHOUT_INDEX = ("CTE Scan", "Function Scan", "Materialize")
+
+
 @dataclass(frozen=True)
 class Plan:
     """One statement's: what it reads by which index, and what it reads from end to end.
 
     An index that is read without a condition on its first column is read from end to end.
+    `squared`: it goes through all rows of one thing that has no index for each of another.
     """
 
     sql: str
     indexes: frozenset[str]
     scanned: frozenset[str]
     scanned_indexes: frozenset[str]
+    squared: bool
 
 
 @dataclass
@@ -71,6 +77,7 @@ class Plans:
                             node.get("Index Cond", ""),
                         )
                     ),
+                    squared=any(_is_square(node) for node in nodes),
                 )
             )
         return execute(sql, params, many, context)
@@ -89,6 +96,14 @@ def _explain(cursor: Any, text: str, params: Any) -> Any:
         explaining.execute(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {numbered}")
     (answer,) = explaining.fetchone() or ()
     return answer
+
+
+def _is_square(node: dict[str, Any]) -> bool:
+    if node["Node Type"] != "Nested Loop":
+        return False
+    sides = {side["Parent Relationship"]: side for side in node["Plans"]}
+    # For one row, if no more are expected, going through all is well.
+    return sides["Outer"]["Plan Rows"] > 1 and sides["Inner"]["Node Type"] in _WITHOUT_INDEX
 
 
 def _first_column(context: Any, index: str) -> str:

@@ -19,6 +19,7 @@ from deliveries.sending import Sender
 from subscriptions import prepared
 from tests.deliveries.conftest import Script
 from tests.factories import make_subscription, statuses
+from tests.webhooks_project.waiting import eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -121,3 +122,41 @@ def test_a_connection_is_given_back_as_it_came() -> None:
     thread.start()
     thread.join()
     assert seen == [["200ms", "off"], ["0", "on"]]
+
+
+def test_a_lane_that_is_locked_when_a_claim_leaves_it_is_left_a_little_later(
+    sender: Sender, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a wake-up that was marked meanwhile is heard: it is not leased for half a minute."""
+    empty, other = make_subscription(url=receiver.url), make_subscription(url=receiver.url)
+    publish("test.one", {})
+    read, later = claims._take_singly, sender._leave_later
+    locked: list[Any] = []
+
+    def after_somebody_locked_an_empty_lane(
+        cursor: Any, lanes: dict[Any, Any], *others: Any
+    ) -> None:
+        lanes[empty.pk].deliveries.clear()
+        holder = connection.copy()
+        holder.set_autocommit(False)
+        with holder.cursor() as at_the_lane:
+            at_the_lane.execute(
+                "UPDATE deliveries_lane SET wake_again = true WHERE subscription_id = %s",
+                [empty.pk],
+            )
+        locked.append(holder)
+        monkeypatch.setattr(claims, "_take_singly", read)
+        read(cursor, lanes, *others)
+
+    def when_it_is_unlocked(*arguments: Any) -> None:
+        locked[0].commit()
+        locked[0].close()
+        later(*arguments)
+
+    monkeypatch.setattr(claims, "_take_singly", after_somebody_locked_an_empty_lane)
+    monkeypatch.setattr(sender, "_leave_later", when_it_is_unlocked)
+    sender.serve([empty.pk, other.pk], recovering=False)
+    assert statuses(other) == {"succeeded": 1}
+    eventually(lambda: Lane.objects.filter(pk=empty.pk, lease_token=None).exists())
+    # Its one delivery is still leased, as if taken by somebody who died: only the lane is free.
+    assert statuses(empty) == {"pending": 1}

@@ -77,6 +77,15 @@ def test_the_eleventh_trip_blows_the_fuse_and_says_why(
     assert fail(many[16]) == [many[16].pk]
 
 
+def test_a_success_from_before_it_blew_does_not_mend_it(many: list[Subscription]) -> None:
+    before = timezone.now()
+    fail(*many[:15])
+    fuse.mend(before)
+    assert fuse.blown()
+    fuse.mend(timezone.now())
+    assert not fuse.blown()
+
+
 def test_healthy_successes_meanwhile_do_not_mend_it(many: list[Subscription]) -> None:
     fail(*many[:15])
     assert fuse.blown()

@@ -1,0 +1,53 @@
+"""A failing subscription that answers again mends the fuse, whoever is in the way."""
+
+from __future__ import annotations
+
+import pytest
+from django.db import connection, transaction
+from django.utils import timezone
+
+from deliveries import publish
+from deliveries.receiver import Receiver
+from deliveries.sending import Sender
+from subscriptions import fuse
+from subscriptions.models import Subscription, TripFuse
+from subscriptions.signals import fuse_mended
+from tests.factories import make_subscription, statuses
+from tests.webhooks_project.waiting import eventually
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def recovering(receiver: Receiver, sender: Sender) -> Subscription:
+    """It failed, the fuse is blown, and what it gets next will arrive."""
+    subscription = make_subscription(url=receiver.url)
+    Subscription.objects.filter(pk=subscription.pk).update(consecutive_failures=3)
+    TripFuse.objects.update_or_create(pk=1, defaults={"blown_at": timezone.now()})
+    publish("test.one", {})
+    return subscription
+
+
+def test_a_success_mends_it(recovering: Subscription, sender: Sender) -> None:
+    told: list[bool] = []
+
+    def mended(**_: object) -> None:
+        told.append(True)
+
+    fuse_mended.connect(mended)
+    sender.serve([recovering.pk], recovering=True)
+    assert statuses(recovering) == {"succeeded": 1}
+    assert not fuse.blown()
+    assert eventually(lambda: told) == [True]
+
+
+def test_a_success_is_settled_even_while_somebody_who_trips_holds_it(
+    recovering: Subscription, sender: Sender
+) -> None:
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT FROM subscriptions_tripfuse FOR UPDATE")
+        sender.serve([recovering.pk], recovering=True)
+        assert statuses(recovering) == {"succeeded": 1}
+        assert fuse.blown()
+    eventually(lambda: not fuse.blown())
