@@ -129,7 +129,9 @@ WHAT_IS_WHAT = """\
   moment that an event was due to be published to its arrival, for one of 20 subscriptions, then
   for all 20.
 - **skewed**: one subscription gets 450 events a second, 100 others fifty between them; by turns
-  with and without the busy one. The rate is that of the offered load.
+  with and without the busy one. The rate is that of the offered load. Here and in *slow* the p99
+  is the median of those of stretches of a hundred arrivals, two seconds: in milliseconds, one
+  pause of the machine or its disk would decide the p99 of them all.
 - **slow**: 10 receivers of 100 take requests and never answer, and time out after the default
   10 s; by turns with them and with ten more healthy ones in their place. The rate is that of the
   ninety.

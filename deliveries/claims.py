@@ -19,6 +19,7 @@ import psycopg
 from django.core.exceptions import ImproperlyConfigured
 
 from deliveries.bodies import EventBodies, Payload
+from deliveries.leaving import give_back, leave
 from subscriptions.conf import conf
 from subscriptions.crypto import SecretUnreadable
 from subscriptions.prepared import worker_cursor
@@ -277,14 +278,17 @@ def claim(
             idle = [row.subscription_id for row in rows if row.taken]
             idle = [one for one in idle if one not in lanes or not lanes[one].deliveries]
             if idle:
-                found.again, found.held = _leave(cursor, idle, token)
+                found.again, found.held = leave(cursor, idle, token)
             found.lanes = [lane for lane in lanes.values() if lane.deliveries]
             if found.lanes:
                 bodies.load(cursor, [one for lane in found.lanes for one in lane.deliveries])
         except Exception:
             # What was taken is committed already. If the database is away, the leases run out.
+            taken = [row.subscription_id for row in rows if row.taken]
+            claimed = {one for row in rows for one in row.ids or ()}
+            claimed |= {one.id for lane in lanes.values() for one in lane.deliveries}
             with contextlib.suppress(Exception):
-                _give_back(cursor, rows, lanes, token)
+                give_back(cursor, taken, sorted(claimed), token)
             raise
     return found
 
@@ -414,71 +418,3 @@ def _take_singly(
         cursor.execute(_TAKE_PROBES, {"ids": probes} | lease)
         for subscription_id, *columns in cursor.fetchall():
             _give(lanes[subscription_id], *columns)
-
-
-# Those that somebody has locked, to mark a wake-up for example, are named and not waited for.
-_LEAVE = """
-WITH mine AS MATERIALIZED (
-    SELECT subscription_id FROM deliveries_lane
-    WHERE subscription_id = ANY(%(ids)s::uuid[]) AND lease_token = %(token)s::uuid
-    ORDER BY subscription_id FOR UPDATE SKIP LOCKED
-), freed AS (
-    UPDATE deliveries_lane lane SET lease_token = NULL, lease_until = NULL
-    FROM mine WHERE lane.subscription_id = mine.subscription_id
-    RETURNING lane.subscription_id, lane.wake_again
-)
-SELECT ARRAY(SELECT subscription_id FROM freed WHERE wake_again), ARRAY(
-    SELECT subscription_id FROM deliveries_lane
-    WHERE subscription_id = ANY(%(ids)s::uuid[]) AND lease_token = %(token)s::uuid
-        AND subscription_id NOT IN (SELECT subscription_id FROM freed)
-)
-"""
-
-
-def leave(
-    subscription_ids: Sequence[uuid.UUID], token: uuid.UUID
-) -> tuple[list[uuid.UUID], list[uuid.UUID]]:
-    """Let lanes go that this claim holds, and on which it found nothing.
-
-    Returns those for which a wake-up came meanwhile, and those that somebody has locked.
-    """
-    with worker_cursor() as cursor:
-        return _leave(cursor, subscription_ids, token)
-
-
-def _leave(
-    cursor: Any, subscription_ids: Sequence[uuid.UUID], token: uuid.UUID
-) -> tuple[list[uuid.UUID], list[uuid.UUID]]:
-    cursor.execute(_LEAVE, {"ids": list(subscription_ids), "token": token})
-    again, held = cursor.fetchone()
-    return again, held
-
-
-def _give_back(
-    cursor: Any, rows: Sequence[_Row], lanes: dict[uuid.UUID, ClaimedLane], token: uuid.UUID
-) -> None:
-    """Undo a claim of which nothing was sent."""
-    claimed = {one for row in rows for one in row.ids or ()}
-    claimed |= {one.id for lane in lanes.values() for one in lane.deliveries}
-    cursor.execute(
-        """
-        WITH free AS MATERIALIZED (
-            SELECT subscription_id FROM deliveries_lane
-            WHERE subscription_id = ANY(%s::uuid[]) AND lease_token = %s::uuid
-            ORDER BY subscription_id FOR UPDATE SKIP LOCKED
-        ), freed AS (
-            UPDATE deliveries_lane lane SET lease_token = NULL, lease_until = NULL
-            FROM free WHERE lane.subscription_id = free.subscription_id
-            RETURNING lane.subscription_id
-        )
-        UPDATE deliveries_delivery SET lease_until = NULL
-        WHERE id = ANY(ARRAY(
-            SELECT d.id FROM freed CROSS JOIN LATERAL (
-                SELECT id FROM deliveries_delivery
-                WHERE id = ANY(%s::bigint[]) AND subscription_id = freed.subscription_id
-                FOR UPDATE SKIP LOCKED
-            ) d
-        ))
-        """,
-        [[row.subscription_id for row in rows if row.taken], token, sorted(claimed)],
-    )

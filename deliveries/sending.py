@@ -20,14 +20,15 @@ from uuid import UUID
 
 from deliveries import wakeups
 from deliveries.bodies import EventBodies
-from deliveries.claims import Claim, claim, is_lock_timeout, leave
+from deliveries.claims import Claim, claim, is_lock_timeout
 from deliveries.lanes import Lane, LaneExit, Run
+from deliveries.leaving import leave
 from deliveries.queues import DELIVER, RECOVER
 from deliveries.settling import AWAY, Result, settle
 from deliveries.stages import Pace, Stage
 from deliveries.transport import Transport, transport
 from subscriptions import crypto, signals
-from subscriptions.prepared import give_back_connection
+from subscriptions.prepared import give_back_connection, worker_cursor
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +206,8 @@ class Sender:
 
     def _leave(self, subscription_ids: list[UUID], token: UUID, recovering: bool) -> None:
         try:
-            again, held = leave(subscription_ids, token)
+            with worker_cursor() as cursor:
+                again, held = leave(cursor, subscription_ids, token)
         except AWAY as error:
             logger.warning("%d lanes stay claimed for a lease: %s", len(subscription_ids), error)
             return

@@ -29,7 +29,7 @@ def test_a_wake_up_is_not_lost_on_a_claim_that_finds_nothing_and_is_about_to_lea
 ) -> None:
     subscription = make_subscription(url=receiver.url)
     publish("test.one", {"n": 1})
-    read, leave, left = claims._take_singly, claims._leave, []
+    read, leave, left = claims._take_singly, claims.leave, []
 
     def after_somebody_else_took_it(cursor: Any, lanes: dict[Any, Any], *others: Any) -> None:
         for lane in lanes.values():
@@ -45,7 +45,7 @@ def test_a_wake_up_is_not_lost_on_a_claim_that_finds_nothing_and_is_about_to_lea
         return leave(cursor, ids, token)
 
     monkeypatch.setattr(claims, "_take_singly", after_somebody_else_took_it)
-    monkeypatch.setattr(claims, "_leave", after_a_wake_up)
+    monkeypatch.setattr(claims, "leave", after_a_wake_up)
     sender.serve([subscription.pk], recovering=False)
     assert len(left) == 1
     assert statuses(subscription) == {"succeeded": 2}

@@ -85,7 +85,7 @@ GUARDS = (
         "        FOR UPDATE SKIP LOCKED\n",
         "        FOR UPDATE\n",
         "tests/faults/test_postgresql.py::test_a_locked_delivery_holds_up_no_other",
-        times=4,
+        times=3,
         settings=FAULTS,
     ),
     Guard(
