@@ -158,8 +158,8 @@ where each `publish` begins when the one before has returned, that is when the c
 
 IN_THE_WAY = """\
 A worker is one Python process, and an interpreter fills one core at most: where *cores: worker* is
-near 1, Python is the bound. Of what the backlog costs a worker, about three fifths is the thread
-that drives libcurl (set a handle up, read the answer, judge it), a third the one that settles
+near 1, Python is the bound. Of what the backlog costs a worker, about half is the thread
+that drives libcurl (set a handle up, read the answer, judge it), nearly half the one that settles
 (write the results, sign the next requests), the rest the claims; `py-spy record --threads --pid …`
 beside `make bench ARGS="--only backlog"` shows it. The limit has all of that in C. To come near it
 takes more processes where there are more cores (*scale out*), or a transport whose loop is not
