@@ -71,9 +71,9 @@ def test_nothing_grows_in_minutes_of_traffic(world: World, request: pytest.Fixtu
     section = [
         "## Soak",
         "",
-        f"`make soak`: after {WARM_UP:,} events at once, {minutes:g} minutes of {RATE:.0f} events a "
-        f"second for {HEALTHY} healthy, "
-        f"{FAILING} failing, {SILENT} silent and {FLAPPING} flapping receivers; "
+        f"`make soak`: after {WARM_UP:,} events at once, {minutes:g} minutes of {RATE:.0f} events "
+        f"a second for {HEALTHY} healthy, {FAILING} failing, {SILENT} silent "
+        f"and {FLAPPING} flapping receivers; "
         f"{found.accepted:,} events, {found.requests:,} requests, {trips} trips. What each process "
         "and engine had open, as the median of the second fifth of the time and of the last, "
         f"on {report.machine()}.",
