@@ -113,13 +113,19 @@ class World:
     def open_rows(self) -> tuple[int, int, int]:
         """Deliveries that are due within 5 s, deliveries that are leased, lanes that are.
 
-        A lease that is over is nobody's; a delivery under one is due all the same.
+        A lease that is over is nobody's; a delivery under one is due all the same. So is one that
+        is held although its subscription is active: its event was being published while the
+        circuit was reset, and the next sweep releases it.
         """
         with connection.cursor() as cursor:
             cursor.execute(
                 """
                 SELECT count(*) FILTER (
                         WHERE status = 'pending' AND next_attempt_at < now() + interval '5 s'
+                            OR status = 'held' AND coalesce((
+                                SELECT s.enabled FROM subscriptions_subscription s
+                                WHERE s.id = subscription_id
+                            ), true)
                     ),
                     count(*) FILTER (WHERE lease_until > now()),
                     (SELECT count(*) FROM deliveries_lane WHERE lease_until > now())
