@@ -163,11 +163,14 @@ that drives libcurl (set a handle up, read the answer, judge it), nearly half th
 (write the results, sign the next requests), the rest the claims; `py-spy record --threads --pid …`
 beside `make bench ARGS="--only backlog"` shows it. The limit has all of that in C. To come near it
 takes more processes where there are more cores (*scale out*), or a transport whose loop is not
-Python. In *wide* each lane has one delivery, so claiming and leaving it weighs as much as sending.
-In *narrow*, published singly, each event is a message, a claim and a settlement of its own, and
-Celery and kombu are a third of the processor time of the publisher and of the worker alike. In
+Python. In *wide* each lane has one delivery, so claiming and leaving it weighs as much as sending;
+and the slowest `publish` of ten is given, so one wait for the disk decides it: the median is one
+statement that writes 5,000 rows. In *narrow*, published singly, each event is a message, a claim
+and a settlement of its own, and Celery and kombu are two fifths of the interpreter's time in the
+publisher and in the worker alike: five times the reference takes wake-ups that are no Celery
+tasks. In hundreds the worker is the bound again, each lane with one delivery as in *wide*. In
 *skewed* an event for one of the others waits while a worker computes for a burst of the busy one:
-some milliseconds, against few without."""
+some milliseconds, against few without; it takes more processes, or shorter stretches of Python."""
 
 
 def growth(grown: Growth) -> str:
