@@ -6,7 +6,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-_LEAVE = """
+# Those that somebody has locked are not waited for.
+_FREED = """
 WITH mine AS MATERIALIZED (
     SELECT subscription_id FROM deliveries_lane
     WHERE subscription_id = ANY(%(ids)s::uuid[]) AND lease_token = %(token)s::uuid
@@ -15,7 +16,9 @@ WITH mine AS MATERIALIZED (
     UPDATE deliveries_lane lane SET lease_token = NULL, lease_until = NULL
     FROM mine WHERE lane.subscription_id = mine.subscription_id
     RETURNING lane.subscription_id, lane.wake_again
-)
+)"""
+
+_LEAVE = f"""{_FREED}
 SELECT ARRAY(SELECT subscription_id FROM freed WHERE wake_again), ARRAY(
     SELECT subscription_id FROM deliveries_lane
     WHERE subscription_id = ANY(%(ids)s::uuid[]) AND lease_token = %(token)s::uuid
@@ -23,16 +26,7 @@ SELECT ARRAY(SELECT subscription_id FROM freed WHERE wake_again), ARRAY(
 )
 """
 
-_GIVE_BACK = """
-WITH mine AS MATERIALIZED (
-    SELECT subscription_id FROM deliveries_lane
-    WHERE subscription_id = ANY(%(ids)s::uuid[]) AND lease_token = %(token)s::uuid
-    ORDER BY subscription_id FOR UPDATE SKIP LOCKED
-), freed AS (
-    UPDATE deliveries_lane lane SET lease_token = NULL, lease_until = NULL
-    FROM mine WHERE lane.subscription_id = mine.subscription_id
-    RETURNING lane.subscription_id
-)
+_GIVE_BACK = f"""{_FREED}
 UPDATE deliveries_delivery SET lease_until = NULL
 WHERE id = ANY(ARRAY(
     SELECT d.id FROM freed CROSS JOIN LATERAL (

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 from uuid import UUID
 
 from deliveries import wakeups
@@ -40,7 +41,7 @@ COUNTDOWN_SLACK = 0.05
 # How long results are offered to a database that is away, in seconds: until their leases end,
 # somebody else sends anew what could not be recorded.
 SETTLE_PATIENCE = 30.0
-# How long results wait that somebody's lock kept from being written.
+# How long results wait that somebody's lock kept from being written, and lanes from being left.
 LOCKED_DELAY = 0.5
 
 # How many small claims and small settlements a process makes, each a commit: one that comes
@@ -200,9 +201,7 @@ class Sender:
         self._pass_on(found)
 
     def _leave_later(self, subscription_ids: list[UUID], token: UUID, recovering: bool) -> None:
-        timer = threading.Timer(LOCKED_DELAY, self._leave, [subscription_ids, token, recovering])
-        timer.daemon = True
-        timer.start()
+        _once_unlocked(self._leave, subscription_ids, token, recovering)
 
     def _leave(self, subscription_ids: list[UUID], token: UUID, recovering: bool) -> None:
         try:
@@ -299,12 +298,7 @@ class Sender:
             logger.error("%d results could not be recorded: their rows are locked", len(items))
             self._abandon(items)
         else:
-            timer = threading.Timer(LOCKED_DELAY, self._settle_again, [items])
-            timer.daemon = True
-            timer.start()
-
-    def _settle_again(self, items: list[Result | LaneExit]) -> None:
-        self.settle(*items)
+            _once_unlocked(self.settle, *items)
 
     def _abandon(self, items: list[Result | LaneExit]) -> None:
         """Let the leases run out: somebody else sends again what could not be recorded."""
@@ -337,6 +331,13 @@ def _by_subscription(items: list[Result | LaneExit]) -> list[list[Result | LaneE
     for one in items:
         groups.setdefault(one.lane.subscription_id, []).append(one)
     return list(groups.values())
+
+
+def _once_unlocked(call: Callable[..., None], *arguments: Any) -> None:
+    """Make the call when whoever holds the lock has probably let go, in a thread of its own."""
+    timer = threading.Timer(LOCKED_DELAY, call, arguments)
+    timer.daemon = True
+    timer.start()
 
 
 def _call_all(calls: list[Callable[[], None]]) -> None:

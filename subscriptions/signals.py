@@ -11,6 +11,7 @@ The last three are the project's own and run inside the transaction that makes t
 that deliveries follow their subscription's state or neither changes.
 """
 
+import operator
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
@@ -31,7 +32,9 @@ subscriptions_repointed = Signal()
 # Who sends the signals. A worker's settle stage hands them to a thread of their own: a receiver
 # of the signal that writes an e-mail must not hold up everybody's results, nor use the connection
 # that they are written with.
-announcer: ContextVar[Callable[[Callable[[], None]], None]] = ContextVar("announcer")
+announcer: ContextVar[Callable[[Callable[[], None]], None]] = ContextVar(
+    "announcer", default=operator.call
+)
 
 
 def after_commit(call: Callable[[], None]) -> None:
@@ -42,8 +45,4 @@ def after_commit(call: Callable[[], None]) -> None:
 
 def hand_over(call: Callable[[], None]) -> None:
     """Have `call` made by whoever sends the signals, or make it if that is nobody else."""
-    announcer.get(_call)(call)
-
-
-def _call(call: Callable[[], None]) -> None:
-    call()
+    announcer.get()(call)
