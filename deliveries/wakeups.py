@@ -44,7 +44,8 @@ REDIS_TIMEOUT = 0.3
 
 _BROKER_AWAY = (
     kombu.exceptions.OperationalError,
-    kombu.exceptions.BatchPublishError,  # type: ignore[attr-defined]
+    # kombu 5.7 and newer.
+    *filter(None, [getattr(kombu.exceptions, "BatchPublishError", None)]),
     redis.RedisError,
     OSError,
 )
@@ -295,7 +296,8 @@ def _send(messages: Sequence[Sequence[UUID]], queue: str, countdown: float | Non
 
     try:
         with current_app.producer_or_acquire() as producer, contextlib.ExitStack() as batch:
-            if len(messages) > 1:
+            # Before kombu 5.7 each message is a round trip.
+            if len(messages) > 1 and hasattr(producer, "batch"):
                 batch.enter_context(producer.batch())
             for subscription_ids in messages:
                 deliver.apply_async(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,3 +100,10 @@ def test_every_direct_requirement_has_its_line() -> None:
         for line in (ROOT / file).read_text().splitlines():
             if match := re.match(r"([A-Za-z0-9-]+)(\[[a-z,]+\])?==", line):
                 assert match[1].lower() in text, match[1]
+
+
+def test_the_oldest_versions_are_those_that_the_package_admits() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    admitted = {one.replace(">=", "==") for one in project["dependencies"]}
+    tested = (ROOT / "requirements-oldest.txt").read_text().splitlines()
+    assert admitted == {one for one in tested if one and not one.startswith("#")}

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 import redis
-from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]
+from kombu import exceptions
 
 from deliveries import wakeups
 from subscriptions.conf import conf
@@ -59,13 +59,16 @@ def test_receivers_that_timed_out_together_are_woken_together(broker: redis.Redi
     assert max(sizes) <= conf().fanout_chunk
 
 
+@pytest.mark.skipif(
+    not hasattr(exceptions, "BatchPublishError"), reason="kombu before 5.7 sends no batches"
+)
 def test_a_batch_of_messages_that_fails_is_an_outage_and_leaves_no_flag(
     broker: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wakeups, "broker_outage", wakeups.Outage("the broker"))
 
     def fail(_: Any) -> None:
-        raise BatchPublishError("the connection went away half way")
+        raise exceptions.BatchPublishError("the connection went away half way")
 
     monkeypatch.setattr("kombu.transport.redis.PublishBatch.flush", fail)
     handle(order(IDS[:20]))

@@ -260,6 +260,7 @@ _PIECES = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.skipif(not hasattr(pycurl, "CurlUrl"), reason="pycurl before 7.48 reads no URLs")
 @given(st.lists(_PIECES, max_size=9).map("".join), st.sampled_from(["http://", "https://", ""]))
 @example("8.8.8.8/", "http://")
 @example("example.com:80/..//@x", "http://")

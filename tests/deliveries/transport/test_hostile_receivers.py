@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Callable
 
 import psutil
+import pycurl
 import pytest
 import requests
 
@@ -67,7 +68,10 @@ def test_a_stalled_tls_handshake_ends_at_the_deadline(transport: Transport) -> N
         took = time.monotonic() - began
     assert abs(took - 1.0) < 0.5
     assert isinstance(error, requests.ConnectTimeout)
-    assert str(error) == "TLS handshake not finished within 1 s"
+    # libcurl before 8.23 does not say that the connection was there already.
+    reached = pycurl.version_info()[2] >= 0x081700
+    what = "TLS handshake not finished" if reached else "no connection"
+    assert str(error) == f"{what} within 1 s"
 
 
 @pytest.mark.parametrize(
