@@ -14,7 +14,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import Count, Q, QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.shortcuts import redirect
 from django.urls import URLPattern, path
 from django.utils import timezone
@@ -186,6 +186,8 @@ class DeliveryAdmin(ReadOnlyAdmin):
             return HttpResponseNotAllowed(["POST"])
         if not self.has_replay_permission(request):
             raise PermissionDenied
+        if not Delivery.objects.filter(pk=delivery_id).exists():
+            raise Http404(f"There is no delivery {str(delivery_id)[:30]}.")
         self._replay(request, [delivery_id])
         return redirect("admin:deliveries_delivery_change", delivery_id)
 

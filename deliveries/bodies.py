@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from subscriptions.conf import conf
 
 if TYPE_CHECKING:
     from deliveries.claims import ClaimedDelivery
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
 CACHE_BYTES = 32 * 2**20
 # What one claim reads at most. Deliveries whose body is beyond it are left for the next claim.
 CLAIM_BYTES = 64 * 2**20
+# The longest that a body is remembered, in seconds.
+CACHE_SECONDS = 60.0
 
 
 class Payload(NamedTuple):
@@ -22,12 +27,16 @@ class Payload(NamedTuple):
 
 
 class EventBodies:
-    """A cache of event bodies, bounded in bytes. Used by one thread."""
+    """A cache of event bodies, bounded in bytes and in time. Used by one thread.
+
+    A body that was read for a delivery is valid for as long as retention keeps that delivery:
+    only then may the event be removed, and its id published again with another body.
+    """
 
     def __init__(self, most: int = CACHE_BYTES) -> None:
         self._most = most
         self._bytes = 0
-        self._cached: OrderedDict[str, Payload] = OrderedDict()
+        self._cached: OrderedDict[str, tuple[float, Payload]] = OrderedDict()
 
     def load(self, cursor: Any, deliveries: Iterable[ClaimedDelivery]) -> None:
         """Set the payload of each delivery; one query for all that is not cached.
@@ -36,8 +45,9 @@ class EventBodies:
         any more is marked as not to be sent.
         """
         deliveries = list(deliveries)
+        self._forget_old()
         payloads = {
-            event_id: self._cached[event_id]
+            event_id: self._cached[event_id][1]
             for event_id in {delivery.event_id for delivery in deliveries}
             if event_id in self._cached
         }
@@ -57,11 +67,22 @@ class EventBodies:
     def _keep(self, event_id: str, payload: Payload) -> None:
         if len(payload.body) > self._most // 8:
             return
-        self._cached[event_id] = payload
+        self._cached[event_id] = (time.monotonic(), payload)
         self._bytes += len(payload.body)
         while self._bytes > self._most:
-            _, oldest = self._cached.popitem(last=False)
-            self._bytes -= len(oldest.body)
+            self._forget_first()
+
+    def _forget_old(self) -> None:
+        values = conf()
+        kept = 86400 * min(values.keep_succeeded_days, values.keep_failed_days)
+        # Half of it: the database's clock and this process's are not the same.
+        oldest = time.monotonic() - min(CACHE_SECONDS, kept / 2)
+        while self._cached and next(iter(self._cached.values()))[0] < oldest:
+            self._forget_first()
+
+    def _forget_first(self) -> None:
+        _, (_, payload) = self._cached.popitem(last=False)
+        self._bytes -= len(payload.body)
 
 
 # The sum is over sizes only; bodies beyond the limit are never fetched.

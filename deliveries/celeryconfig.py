@@ -52,11 +52,12 @@ beat_schedule = {
     "webhooks: sweep": {
         "task": "deliveries.tasks.sweep",
         "schedule": conf().sweep_interval,
-        "options": {"queue": MAINTENANCE, "expires": max(10, 2 * conf().sweep_interval)},
+        # No `expires`: it is a time of day, and a worker whose clock is ahead would discard all.
+        "options": {"queue": MAINTENANCE},
     },
     "webhooks: housekeeping": {
         "task": "deliveries.tasks.housekeeping",
         "schedule": 600.0,
-        "options": {"queue": MAINTENANCE, "expires": 600},
+        "options": {"queue": MAINTENANCE},
     },
 }

@@ -76,8 +76,17 @@ def release(subscription_ids: Sequence[UUID], most: int = BATCH) -> int:
         return int(cursor.rowcount)
 
 
-def discard(subscription_ids: Sequence[UUID], reason: str, *, pending_too: bool = False) -> int:
-    """End all that is held (and pending) as `discarded`, with the reason to be seen."""
+def discard(
+    subscription_ids: Sequence[UUID],
+    reason: str,
+    *,
+    pending_too: bool = False,
+    most: int | None = None,
+) -> int:
+    """End what is held (and pending) as `discarded`, with the reason to be seen.
+
+    All of it, or `most` rows at a time; returns how many.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
             """
@@ -88,10 +97,15 @@ def discard(subscription_ids: Sequence[UUID], reason: str, *, pending_too: bool 
                 SELECT id FROM deliveries_delivery
                 WHERE subscription_id = ANY(%(ids)s::uuid[])
                     AND (status = 'held' OR (%(pending_too)s AND status = 'pending'))
-                ORDER BY id FOR UPDATE
+                ORDER BY id LIMIT %(most)s FOR UPDATE
             ))
             """,
-            {"ids": list(subscription_ids), "reason": reason, "pending_too": pending_too},
+            {
+                "ids": list(subscription_ids),
+                "reason": reason,
+                "pending_too": pending_too,
+                "most": most,
+            },
         )
         return int(cursor.rowcount)
 
@@ -140,4 +154,5 @@ def _discard_on_delete(instance: Subscription, **_: Any) -> None:
             "SELECT 1 FROM subscriptions_subscription WHERE id = %s FOR UPDATE", [instance.pk]
         )
         cursor.execute("DELETE FROM deliveries_lane WHERE subscription_id = %s", [instance.pk])
-        discard([instance.pk], SUBSCRIPTION_DELETED, pending_too=True)
+        # The sweep discards the rest of a large backlog; nobody claims for what is deleted.
+        discard([instance.pk], SUBSCRIPTION_DELETED, pending_too=True, most=BATCH)

@@ -164,6 +164,11 @@ class Lane:
                 self._answered(delivery, started, unsendable(NO_EVENT, delivery.unsendable))
                 return
             if self._claimed.unsendable:
+                logger.error(
+                    "Nothing can be sent to subscription %s; its deliveries wait: %s",
+                    self._claimed.subscription_id,
+                    self._claimed.unsendable,
+                )
                 self._answered(delivery, started, unsendable(UNSIGNABLE, self._claimed.unsendable))
                 return
             request = prepare(self._claimed, delivery, int(started))

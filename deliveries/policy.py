@@ -32,21 +32,19 @@ class Outcome:
     """One attempt's result, judged.
 
     `excused`: it says nothing about the receiver's health, and the circuit never counts it.
-    `own_fault`: it does not use up a retry either. `quick_only`: it is given the quick retries
-    and no slow one. `retry_after`: seconds the receiver asked for.
+    `own_fault`: it does not use up a retry either. `retry_after`: seconds the receiver asked for.
     """
 
     verdict: Verdict
     excused: bool = False
     own_fault: bool = False
-    quick_only: bool = False
     retry_after: float | None = None
 
 
-# What cannot be sent at all, by our own fault. No secret that can be read: perhaps by this worker
-# alone, in the middle of a change of keys, so it is tried again, soon and not for long. No event:
-# there will be none later either.
-UNSIGNABLE = Outcome(Verdict.RETRY, excused=True, quick_only=True)
+# What cannot be sent at all, by our own fault. No secret can be read: the delivery waits, and uses
+# up no retry, until an operator puts the key or the secret right. No event: there will be none
+# later either.
+UNSIGNABLE = Outcome(Verdict.RETRY, excused=True, own_fault=True)
 NO_EVENT = Outcome(Verdict.FINAL, excused=True)
 
 
@@ -145,8 +143,6 @@ def decide(outcome: Outcome, retries_used: int, schedule: Schedule, random: floa
     counts = retries_used >= len(schedule.quick) and not outcome.excused
     result = False if counts else None
     planned = schedule.delay(retries_used, random)
-    if outcome.quick_only and retries_used >= len(schedule.quick):
-        return Next("failed", None, retries_used=retries_used)
     if planned is None:
         return Next("failed", result, retries_used=retries_used, exhausted=True)
     return Next(

@@ -10,10 +10,11 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from deliveries.pagination import EstimatingPaginator
+from subscriptions.careful_admin import CarefulAdmin
 from subscriptions.models import Subscription
 
 
-class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class ReadOnlyAdmin(CarefulAdmin):
     """Rows that only the sender writes."""
 
     change_form_template = "admin/deliveries/readonly_change_form.html"
@@ -49,10 +50,14 @@ class ChosenFilter(admin.SimpleListFilter):
         return value
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if self.value() is None:
+        value = self.value()
+        if value is None:
             return queryset
+        # PostgreSQL refuses to look for NUL.
+        if "\0" in value:
+            return queryset.none()
         try:
-            return queryset.filter(**{self.field: self.value()})
+            return queryset.filter(**{self.field: value})
         except (ValueError, ValidationError):
             return queryset.none()
 

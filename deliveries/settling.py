@@ -34,7 +34,8 @@ AWAY = (OperationalError, InterfaceError, InternalError)
 class Result:
     """What came of one request, and what follows from it.
 
-    `started_at`: Unix time. `settled` is called once it is written down, or given up.
+    `started_at`: Unix time. `settled` is called once it is written down, or given up. `offered`:
+    the database was given it before, and may have it, though its answer was an error.
     """
 
     lane: ClaimedLane
@@ -51,6 +52,7 @@ class Result:
     duration_ms: int
     settled: Callable[[bool], None]
     give_up_at: float = 0.0
+    offered: bool = False
 
 
 @dataclass(slots=True)
@@ -115,18 +117,51 @@ def settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
 
 def _settle(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
     """All of it or nothing; but of nothing but successes, the fuse is mended after."""
+    new = _unrecorded(results)
     if all(one.verdict is Verdict.SUCCESS and not one.lane.probe for one in results):
-        settled = _write(results, ends, successes=_successes(results))
+        settled = _write(results, ends, successes=_successes(new))
     else:
         # The circuits first: what trips is held.
         with transaction.atomic(), worker_cursor():
-            tripped = _tell_circuits(results)
+            tripped = _tell_circuits(new)
             settled = _write(results, ends, tripped=tripped)
             if tripped:
                 hold(list(tripped))
     for result in results:
         result.lane.told |= result.verdict is Verdict.SUCCESS
     return settled
+
+
+_RECORDED = """
+SELECT a.delivery_id, a.number FROM unnest(%(ids)s::bigint[], %(numbers)s::int[])
+    AS r (delivery_id, number)
+JOIN deliveries_attempt a USING (delivery_id, number)
+WHERE a.outcome <> 'unknown'
+"""
+
+
+def _unrecorded(results: Sequence[Result]) -> Sequence[Result]:
+    """The results whose attempts are not recorded yet: only these count for the circuits.
+
+    A commit whose answer was lost has recorded its attempts, and counted them.
+    """
+    repeated = [one for one in results if one.offered]
+    for one in results:
+        one.offered = True
+    if not repeated:
+        return results
+    with worker_cursor() as cursor:
+        cursor.execute(
+            _RECORDED,
+            {
+                "ids": [one.delivery.id for one in repeated],
+                "numbers": [one.delivery.attempt_count + 1 for one in repeated],
+            },
+        )
+        recorded = set(cursor.fetchall())
+    return [
+        one for one in results if (one.delivery.id, one.delivery.attempt_count + 1) not in recorded
+    ]
 
 
 def _mend_fuse(at: datetime) -> None:

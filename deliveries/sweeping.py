@@ -5,13 +5,19 @@ Run by beat every few seconds. Two sweeps at once do no harm: a wake-up too many
 
 from __future__ import annotations
 
+import random
+import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
 from django.db import connection, transaction
 
 from deliveries.holding import BATCH, SUBSCRIPTION_DELETED, discard, hold, release
 from deliveries.wakeups import wake
+from subscriptions.conf import conf
 
 # Every subscription with pending rows, by a loose scan of the index `delivery_due`: one look-up
 # a subscription, however many rows it has. For each the first due time; then what is known of
@@ -91,9 +97,9 @@ def sweep() -> Swept:
     Deliveries follow their subscription's state here too: an event whose transaction was open
     while the state changed saw the state before, and large backlogs follow in batches. What is
     pending on a stopped subscription is held, what is held on an active one released, and what
-    belongs to a deleted one discarded.
+    belongs to a deleted one discarded. What is due is woken first; the backlogs then take turns,
+    a batch each, until the next sweep is due, which goes on with them.
     """
-    released = _mend_held()
     healthy: list[UUID] = []
     failing: list[UUID] = []
     stopped: list[UUID] = []
@@ -109,38 +115,54 @@ def sweep() -> Swept:
                 (failing if is_failing else healthy).append(subscription_id)
         cursor.execute(_PROBES_DUE)
         probes = [row[0] for row in cursor.fetchall()]
-    for subscription_id in stopped:
-        _follow(subscription_id, enabled=False)
-    if deleted:
-        discard(deleted, SUBSCRIPTION_DELETED, pending_too=True)
+        cursor.execute(_HELD_AMISS)
+        amiss = cursor.fetchall()
     wake(healthy, one_by_one=False)
     wake([*failing, *probes], recovering=True, one_by_one=False)
+    released = [subscription_id for subscription_id, is_deleted in amiss if not is_deleted]
+    deleted += [one for one, is_deleted in amiss if is_deleted and one not in deleted]
+    _take_turns(
+        [
+            *(partial(_follow, one, enabled=False) for one in stopped),
+            *(partial(_follow, one, enabled=True) for one in released),
+            *(
+                partial(discard, [one], SUBSCRIPTION_DELETED, pending_too=True, most=BATCH)
+                for one in deleted
+            ),
+        ],
+        until=time.monotonic() + conf().sweep_interval,
+    )
     return Swept(len(healthy), len(failing), len(probes), len(stopped), len(deleted), len(released))
 
 
-def _mend_held() -> list[UUID]:
-    with connection.cursor() as cursor:
-        cursor.execute(_HELD_AMISS)
-        rows = cursor.fetchall()
-    if deleted := [row[0] for row in rows if row[1]]:
-        discard(deleted, SUBSCRIPTION_DELETED)
-    released = [row[0] for row in rows if not row[1]]
-    for subscription_id in released:
-        _follow(subscription_id, enabled=True)
-    return released
+def _take_turns(moves: list[Callable[[], int]], until: float) -> None:
+    """Call each move again for as long as it moves a whole batch, and it is not `until` yet.
+
+    In an order that differs from sweep to sweep: each gets its turn in the end.
+    """
+    random.shuffle(moves)
+    waiting = deque(moves)
+    while waiting and time.monotonic() < until:
+        move = waiting.popleft()
+        if move() >= BATCH:
+            waiting.append(move)
 
 
-def _follow(subscription_id: UUID, *, enabled: bool) -> None:
-    """Hold or release all of a subscription's deliveries, in batches, while it stays so."""
-    moved = BATCH
-    while moved == BATCH:
-        with transaction.atomic(), connection.cursor() as cursor:
-            # Looked at again under the lock: its state may have changed since.
-            cursor.execute(
-                "SELECT 1 FROM subscriptions_subscription WHERE id = %s AND enabled = %s "
-                "FOR NO KEY UPDATE",
-                [subscription_id, enabled],
-            )
-            if cursor.fetchone() is None:
-                return
-            moved = (release if enabled else hold)([subscription_id])
+def _follow(subscription_id: UUID, *, enabled: bool) -> int:
+    """Hold or release a batch of a subscription's deliveries, if it still is in that state.
+
+    Returns how many were moved. What is released is woken after the commit.
+    """
+    with transaction.atomic(), connection.cursor() as cursor:
+        # Looked at again under the lock: its state may have changed since.
+        cursor.execute(
+            "SELECT 1 FROM subscriptions_subscription WHERE id = %s AND enabled = %s "
+            "FOR NO KEY UPDATE",
+            [subscription_id, enabled],
+        )
+        if cursor.fetchone() is None:
+            return 0
+        moved = (release if enabled else hold)([subscription_id])
+        if enabled and moved:
+            transaction.on_commit(partial(wake, [subscription_id]))
+    return moved

@@ -20,6 +20,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import ngettext
 
 from subscriptions import circuit
+from subscriptions.careful_admin import CarefulAdmin
 from subscriptions.conf import conf
 from subscriptions.display import ago, host, short, state_chip
 from subscriptions.forms import RotateSecretForm, SubscriptionForm
@@ -40,7 +41,7 @@ class StateFilter(admin.SimpleListFilter):
 
 
 @admin.register(Subscription)
-class SubscriptionAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not at run time
+class SubscriptionAdmin(CarefulAdmin):
     form = SubscriptionForm
     list_display: tuple[str, ...] = (
         "name",

@@ -9,7 +9,7 @@ from django import forms
 
 from subscriptions.conf import conf
 from subscriptions.models import Subscription
-from subscriptions.validators import validate_patterns
+from subscriptions.validators import validate_headers, validate_patterns
 
 
 class PatternsField(forms.CharField):
@@ -45,6 +45,29 @@ def _list_of_texts(text: str) -> list[str] | None:
     return None
 
 
+class HeadersField(forms.JSONField):
+    """Headers as a JSON object; nothing stands for none of them."""
+
+    def to_python(self, value: Any) -> Any:
+        try:
+            found = super().to_python(value)
+        except RecursionError:
+            raise forms.ValidationError(
+                "The headers are nested too deeply: they are a JSON object of texts."
+            ) from None
+        return {} if found is None else found
+
+    def bound_data(self, data: Any, initial: Any) -> Any:
+        try:
+            return super().bound_data(data, initial)
+        except RecursionError:
+            return forms.fields.InvalidJSONInput(data)
+
+    def validate(self, value: Any) -> None:
+        # The model's own validators are not asked for what counts as empty, such as `[]`.
+        validate_headers(value)
+
+
 class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
     """Topic patterns by line and by group; and `enabled` only if this very form changed it."""
 
@@ -72,6 +95,7 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
             "recovery",
             "headers",
         ]
+        field_classes: ClassVar = {"headers": HeadersField}
         widgets: ClassVar = {
             "url": forms.TextInput(attrs={"size": 80}),
             "headers": forms.Textarea(attrs={"rows": 3, "cols": 60, "class": "patterns"}),

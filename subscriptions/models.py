@@ -222,7 +222,8 @@ class Subscription(models.Model):
 
     def _remember(self, fields: Iterable[str] | None = None) -> None:
         current = self._current()
-        for name in current if fields is None else fields:
+        # `refresh_from_db` takes names of relations too, and of prefetched ones.
+        for name in current if fields is None else current.keys() & set(fields):
             value = current[name]
             # Lists and dicts may be changed in place: remember a copy, not the same object.
             self._loaded[name] = value.copy() if isinstance(value, list | dict) else value

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.apps import apps
 
 from subscriptions.conf import PREFIX, PROCESS_VARIABLES, WebhookSettings
 
@@ -107,3 +108,14 @@ def test_the_oldest_versions_are_those_that_the_package_admits() -> None:
     admitted = {one.replace(">=", "==") for one in project["dependencies"]}
     tested = (ROOT / "requirements-oldest.txt").read_text().splitlines()
     assert admitted == {one for one in tested if one and not one.startswith("#")}
+
+
+def test_no_project_is_asked_for_migrations_of_ours_whatever_its_default_id_is() -> None:
+    for app in ("subscriptions", "deliveries"):
+        assert apps.get_app_config(app).default_auto_field == "django.db.models.BigAutoField"
+
+
+def test_what_beat_sends_does_not_expire_by_the_clock_of_another_machine() -> None:
+    from deliveries.celeryconfig import beat_schedule
+
+    assert not [one for one in beat_schedule.values() if "expires" in one["options"]]

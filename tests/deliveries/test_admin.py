@@ -373,3 +373,32 @@ def test_deleting_a_subscription_keeps_what_was_delivered(
         "discarded",
         "succeeded",
     ]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        DELIVERIES + "?event=%00",
+        DELIVERIES + "?subscription=%00",
+        DELIVERIES + "?q=%00",
+        ATTEMPTS + "?delivery=%00",
+        EVENTS + "%00/change/",
+        DELIVERIES + "%00/change/",
+        DELIVERIES + "9" * 30 + "/change/",
+    ],
+)
+def test_a_page_for_what_no_row_can_be_is_no_error(admin_client: Client, page: str) -> None:
+    assert admin_client.get(page, follow=True).status_code in (200, 404)
+
+
+def test_the_replay_of_what_no_row_can_be_is_not_found(admin_client: Client) -> None:
+    page = f"{DELIVERIES}{'9' * 23}/replay/"
+    assert admin_client.post(page, follow=True).status_code == 404
+
+
+@pytest.mark.parametrize("chosen", ["nonsense", "9" * 30, "\0"])
+def test_an_action_on_what_is_no_id_does_nothing(admin_client: Client, chosen: str) -> None:
+    response = admin_client.post(
+        DELIVERIES, {"action": "replay", "_selected_action": [chosen]}, follow=True
+    )
+    assert response.status_code == 200

@@ -73,10 +73,11 @@ def test_our_own_faults_count_for_nothing_and_use_up_no_retry(error: str) -> Non
     )
 
 
-def test_what_cannot_be_signed_gets_the_quick_retries_and_blames_nobody() -> None:
-    outcomes = [decide(UNSIGNABLE, used, SCHEDULE, MIDDLE) for used in range(4)]
-    assert [one.status for one in outcomes] == ["pending", "pending", "pending", "failed"]
-    assert [one.result for one in outcomes] == [None] * 4
+@pytest.mark.parametrize("used", range(4))
+def test_what_cannot_be_signed_waits_uses_up_no_retry_and_blames_nobody(used: int) -> None:
+    assert decide(UNSIGNABLE, used, SCHEDULE, MIDDLE) == Next(
+        "pending", None, delay=OWN_FAULT_DELAY, retries_used=used
+    )
 
 
 def test_what_has_no_event_ends_at_once_and_blames_nobody() -> None:

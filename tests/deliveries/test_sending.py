@@ -6,13 +6,16 @@ import json
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
+from django.db.models import F
 from django.utils import timezone
 
-from deliveries import NewEvent, publish, publish_many
+from deliveries import NewEvent, publish, publish_many, sending, sweeping
+from deliveries.housekeeping import prune
 from deliveries.models import Attempt, Delivery, Event, Lane
 from deliveries.receiver import Answer, Received, Receiver
 from deliveries.sending import Sender
@@ -198,23 +201,28 @@ def test_deliveries_in_the_deliver_queue_pass_a_failing_subscription_on(
     assert ordered == [(subscription.pk, "recover", 0.0)]
 
 
-def test_an_undecryptable_secret_ends_its_deliveries_visibly_and_no_others(
-    send: Send, receiver: Receiver
+def test_deliveries_that_cannot_be_signed_wait_for_the_right_key_and_hold_up_no_others(
+    send: Send, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     poisoned, healthy = make_subscription(url=receiver.url), make_subscription(url=receiver.url)
-    SigningSecret.objects.filter(subscription=poisoned).update(ciphertext="gAAAAAnonsense")
+    secret = SigningSecret.objects.get(subscription=poisoned)
+    SigningSecret.objects.filter(pk=secret.pk).update(ciphertext="gAAAAAnonsense")
     publish("test.one", {})
     send(poisoned, healthy)
     assert statuses(healthy) == {"succeeded": 1}
-    # Perhaps this worker alone has the wrong key: the quick retries give another one a chance.
-    for _ in range(3):
-        assert statuses(poisoned) == {"pending": 1}
+    for _ in range(20):
         make_due()
         send(poisoned)
-    assert statuses(poisoned) == {"failed": 1}
-    assert "secret" in Delivery.objects.get(subscription=poisoned).last_error
+    delivery = Delivery.objects.get(subscription=poisoned)
+    assert (delivery.status, delivery.retries_used) == ("pending", 0)
+    assert "secret" in delivery.last_error
+    assert f"Nothing can be sent to subscription {poisoned.pk}" in caplog.text
     poisoned.refresh_from_db()
     assert (poisoned.state, poisoned.consecutive_failures) == ("active", 0)
+    SigningSecret.objects.filter(pk=secret.pk).update(ciphertext=secret.ciphertext)
+    make_due()
+    send(poisoned)
+    assert statuses(poisoned) == {"succeeded": 1}
 
 
 def test_a_subscription_without_a_secret_sends_nothing_unsigned(
@@ -227,7 +235,57 @@ def test_a_subscription_without_a_secret_sends_nothing_unsigned(
         send(subscription)
         make_due()
     assert len(receiver.received) == 0
-    assert statuses(subscription) == {"failed": 1}
+    assert statuses(subscription) == {"pending": 1}
+    subscription.add_secret()
+    send(subscription)
+    assert statuses(subscription) == {"succeeded": 1}
+
+
+def test_an_id_that_was_removed_and_published_again_sends_the_new_body(
+    send: Send, receiver: Receiver, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("deliveries.bodies.time", SimpleNamespace(monotonic=lambda: now))
+    subscription = make_subscription(url=receiver.url)
+    configure(keep_succeeded_days=10 / 86400)
+    publish("test.one", {"n": 1}, event_id="again")
+    send(subscription)
+    Delivery.objects.update(finished_at=timezone.now() - timedelta(seconds=11))
+    Event.objects.update(created_at=timezone.now() - timedelta(seconds=11))
+    assert prune() == (1, 1)
+    now += 11
+    publish("test.one", {"n": 2}, event_id="again")
+    send(subscription)
+    assert [json.loads(one.body)["payload"]["n"] for one in receiver.received] == [1, 2]
+
+
+@pytest.mark.parametrize("answer", [200, 500])
+def test_a_result_that_is_settled_twice_counts_once(
+    sender: Sender,
+    receiver: Receiver,
+    script: Script,
+    configure: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    answer: int,
+) -> None:
+    """The commit's answer is lost, and meanwhile another worker counts failures."""
+    configure(quick_retries=())
+    subscription = make_subscription(url=receiver.url)
+    publish("test.one", {})
+    script.answers = [Answer(answer)]
+    settle = sending.settle
+
+    def lose_the_answer(*items: Any) -> Any:
+        settle(*items)
+        Subscription.objects.update(consecutive_failures=F("consecutive_failures") + 1)
+        monkeypatch.setattr(sending, "settle", settle)
+        raise OperationalError("the connection was lost with the commit's answer")
+
+    monkeypatch.setattr(sending, "settle", lose_the_answer)
+    sender.serve([subscription.pk], recovering=True)
+    assert Attempt.objects.count() == 1
+    subscription.refresh_from_db()
+    assert subscription.consecutive_failures == (1 if answer == 200 else 2)
 
 
 def test_a_delivery_whose_event_is_gone_ends_visibly(send: Send, receiver: Receiver) -> None:
@@ -736,3 +794,33 @@ def test_a_delivery_of_which_nothing_can_be_written_does_not_take_the_others_alo
     send(subscription)
     assert statuses(subscription) == {"pending": 1, "succeeded": 4}
     assert Delivery.objects.get(pk=first.pk).status == "pending"
+
+
+@pytest.mark.usefixtures("sender")
+def test_a_sweep_wakes_everybody_before_it_moves_a_large_backlog(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+    subscription = make_subscription()
+    publish_numbered(3)
+    Delivery.objects.update(status="held", next_attempt_at=None, held_at=timezone.now())
+    other = make_subscription(topic_patterns=["other"])
+    publish("other", {})
+    monkeypatch.setattr(
+        "deliveries.sweeping.wake", lambda ids, **_: done.extend(f"wake {one}" for one in ids)
+    )
+    release = sweeping.release
+
+    def slow_release(ids: Any) -> int:
+        done.append("release")
+        release(ids, 1)
+        return sweeping.BATCH  # as if there were more
+
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr(sweeping, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(sweeping, "release", slow_release)
+    sweep()
+    assert done[0] == f"wake {other.pk}"
+    # A batch at a time, until the next sweep is due.
+    assert done[1:] == ["release", f"wake {subscription.pk}"] * 2
+    assert statuses(subscription) == {"held": 1, "pending": 2}

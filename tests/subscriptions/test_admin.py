@@ -344,3 +344,34 @@ def test_a_secret_that_ended_is_not_listed(admin_client: Client) -> None:
         ciphertext=crypto.encrypt(b"x"), expires_at=timezone.now() - timedelta(hours=1)
     )
     assert admin_client.get(change_page(subscription)).content.decode().count("Made ") == 1
+
+
+@pytest.mark.parametrize("headers", ["", "null", "[]", "7", "[" * 100_000])
+def test_headers_of_every_kind_are_taken_or_refused_by_the_form(
+    admin_client: Client, headers: str
+) -> None:
+    response = admin_client.post(f"{LIST}add/", fields(headers=headers))
+    assert response.status_code == 200
+    taken = headers in ("", "null")
+    assert [one.headers for one in Subscription.objects.all()] == ([{}] if taken else [])
+
+
+@pytest.mark.parametrize("chosen", ["nonsense", "\0", "1"])
+def test_an_action_on_what_is_no_id_is_refused(admin_client: Client, chosen: str) -> None:
+    make_subscription()
+    response = admin_client.post(
+        LIST, {"action": "pause", "_selected_action": [chosen]}, follow=True
+    )
+    assert response.status_code == 200
+    assert [one.state for one in Subscription.objects.all()] == ["active"]
+
+
+def test_a_page_of_what_is_no_id_is_not_found(admin_client: Client) -> None:
+    for page in ("%00/change/", "%00/rotate-secret/", "%00/delete/", "%00/history/"):
+        assert admin_client.get(LIST + page, follow=True).status_code in (200, 404)
+
+
+def test_a_subscription_is_read_again_with_its_relations(db: None) -> None:
+    subscription = make_subscription()
+    subscription.refresh_from_db(fields=["secrets", "name"])
+    assert subscription.name

@@ -1,0 +1,41 @@
+"""What the admin answers to ids that cannot be ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+
+
+class CarefulAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not at run time
+    """An id that no row can have is one that no row has: never an error of the server."""
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: Any = None) -> Any:
+        # PostgreSQL refuses to look for NUL.
+        if "\0" in object_id:
+            return None
+        return super().get_object(request, object_id, from_field)
+
+    def response_action(
+        self, request: HttpRequest, queryset: QuerySet[Any], *more: Any, **named: Any
+    ) -> HttpResponse | None:
+        try:
+            return super().response_action(request, queryset, *more, **named)
+        except (ValueError, ValidationError):
+            ids = request.POST.getlist(ACTION_CHECKBOX_NAME)
+            if all(_is_key(self.opts.pk, one) for one in ids):
+                raise
+        self.message_user(request, "Nothing was done: a chosen id is no id.", messages.ERROR)
+        return HttpResponseRedirect(request.get_full_path())
+
+
+def _is_key(field: Any, text: str) -> bool:
+    try:
+        field.to_python(text)
+    except ValidationError:
+        return False
+    return "\0" not in text
