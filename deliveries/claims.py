@@ -23,7 +23,7 @@ from deliveries.leaving import give_back, leave
 from subscriptions.conf import conf
 from subscriptions.crypto import SecretUnreadable
 from subscriptions.prepared import worker_cursor
-from subscriptions.validators import is_reserved
+from subscriptions.validators import sendable_headers
 
 # What one claim takes at most, shared by its lanes: what is claimed is soon sent, or given back.
 CLAIM_ROWS = 5000
@@ -358,7 +358,7 @@ def _lane(row: _Row, decrypt: Callable[[str], str]) -> ClaimedLane:
     unsendable = "" if row.secrets else "the subscription has no signing secret; add one"
     try:
         secrets = [decrypt(token) for token in row.secrets]
-        headers = _headers(row.headers)
+        headers = sendable_headers(json.loads(row.headers))
     except (SecretUnreadable, ImproperlyConfigured, ValueError) as error:
         unsendable = str(error)
     lane = ClaimedLane(
@@ -385,18 +385,6 @@ def _lane(row: _Row, decrypt: Callable[[str], str]) -> ClaimedLane:
 def _give(lane: ClaimedLane, lease: Any, *columns: Any) -> None:
     lane.lease = lease
     lane.deliveries = list(map(ClaimedDelivery, *columns))
-
-
-def _headers(stored: str) -> dict[str, str]:
-    """A subscription's own headers; what was stored past validation cannot replace ours.
-
-    Raises `ValueError` if they are no JSON object.
-    """
-    headers = json.loads(stored)
-    if not isinstance(headers, dict):
-        raise ValueError("the subscription's headers are not a JSON object; mend them")
-    prefix = conf().header_prefix
-    return {name: value for name, value in headers.items() if not is_reserved(name, prefix)}
 
 
 def _take_singly(

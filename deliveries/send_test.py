@@ -6,6 +6,7 @@ that a paused or tripped subscription can be tried before it is made active agai
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -15,18 +16,25 @@ from datetime import UTC, datetime
 import requests
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
+from django.views.decorators.debug import sensitive_variables
 
 from deliveries.bodies import Payload
 from deliveries.body import build_body
-from deliveries.requests import judge_response, signed_post
+from deliveries.requests import broken, judge_response, signed_post
 from deliveries.transport import Result as Answer
 from deliveries.transport import transport
 from subscriptions import crypto
+from subscriptions.conf import conf
 from subscriptions.ids import uuid7
 from subscriptions.models import Subscription
 from subscriptions.topics import validate_topic
+from subscriptions.validators import sendable_headers
 
 TEST_TOPIC = "webhooks.test"
+# How long after a request's deadline its result is waited for, in seconds.
+PAST_DEADLINE = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,26 +90,37 @@ class _Test:
         self._done = threading.Event()
         self._tested: Tested | None = None
         self._request: requests.PreparedRequest | None = None
-        payload = {"message": "This is a test event.", "subscription": subscription.name}
         try:
-            body = build_body(self._event_id, now, topic, "test", payload)
-            secrets = [
-                crypto.decrypt(ciphertext).decode()
-                for ciphertext in subscription.secrets.live().values_list("ciphertext", flat=True)
-            ]
-            if not secrets:
-                self._end(error="the subscription has no signing secret; add one")
-                return
-            self._request = signed_post(
-                subscription.url,
-                subscription.headers,
-                secrets,
+            body = build_body(
                 self._event_id,
-                Payload(topic, body),
-                int(time.time()),
+                now,
+                topic,
+                "test",
+                {"message": "This is a test event.", "subscription": subscription.name},
             )
-        except (crypto.SecretUnreadable, ImproperlyConfigured) as error:
+            self._request = self._signed(subscription, Payload(topic, body))
+        except (crypto.SecretUnreadable, ImproperlyConfigured, ValueError) as error:
             self._end(error=str(error))
+        except Exception as error:
+            self._fail("sign", error)
+
+    # Django's error reports show the variables of every frame, and of those that it calls.
+    @sensitive_variables()
+    def _signed(self, subscription: Subscription, payload: Payload) -> requests.PreparedRequest:
+        secrets = [
+            crypto.decrypt(ciphertext).decode()
+            for ciphertext in subscription.secrets.live().values_list("ciphertext", flat=True)
+        ]
+        if not secrets:
+            raise ValueError("the subscription has no signing secret; add one")
+        return signed_post(
+            subscription.url,
+            sendable_headers(subscription.headers),
+            secrets,
+            self._event_id,
+            payload,
+            int(time.time()),
+        )
 
     def begin(self) -> None:
         if self._request is None:
@@ -112,12 +131,18 @@ class _Test:
             self._end(error=f"the request could not be made: {error}")
 
     def wait(self) -> Tested:
-        self._done.wait()
+        # The transport ends each request at its deadline; this is for a transport that does not.
+        if not self._done.wait(conf().request_timeout + PAST_DEADLINE):
+            self._end(error="the transport brought back nothing; the log may say why")
         assert self._tested is not None
         return self._tested
 
     def _answered(self, answer: Answer) -> None:
-        judged = judge_response(answer)
+        try:
+            judged = judge_response(answer)
+        except Exception as error:
+            self._fail("judge", error)
+            return
         self._end(
             status_code=judged.status_code,
             error=judged.error,
@@ -125,6 +150,10 @@ class _Test:
             duration_ms=judged.duration_ms,
             remote_address=judged.remote_address,
         )
+
+    def _fail(self, what: str, error: Exception) -> None:
+        logger.error("A test event could not be handled (%s).", what, exc_info=error)
+        self._end(error=broken(error).error)
 
     def _end(
         self,

@@ -87,6 +87,20 @@ def is_reserved(name: str, prefix: str) -> bool:
     return meant in RESERVED_HEADERS or meant.startswith(("webhook-", f"{prefix.lower()}-"))
 
 
+def sendable_headers(stored: Any) -> dict[str, str]:
+    """A subscription's own headers, without those that the sender sets itself.
+
+    Validation refuses reserved names, but a row may have been written past it, or under another
+    prefix. Raises `ValueError` if `stored` is no object of texts.
+    """
+    from subscriptions.conf import conf
+
+    if not isinstance(stored, dict) or not all(isinstance(text, str) for text in stored.values()):
+        raise ValueError("the subscription's headers are not a JSON object of texts; repair them")
+    prefix = conf().header_prefix
+    return {name: text for name, text in stored.items() if not is_reserved(name, prefix)}
+
+
 def validate_headers(value: Any) -> None:
     from subscriptions.conf import conf
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.views.debug import ExceptionReporter
 
 from deliveries import send_test as module
 from deliveries.management.commands import receiver as command
@@ -267,3 +268,53 @@ def test_a_real_receiver_tells_its_address_each_request_and_its_end(
         if process.poll() is None:
             process.kill()
             process.wait(10)
+
+
+def test_a_test_event_carries_no_header_that_deliveries_do_not(
+    subscription: Subscription, receiver: Receiver
+) -> None:
+    headers = {"Host": "elsewhere.example", "Cookie": "a=b", "X-Team": "blue"}
+    Subscription.objects.update(headers=headers)
+    run("send_test", "billing")
+    sent = {name.lower(): text for name, text in receiver.received[0].headers.items()}
+    assert sent["x-team"] == "blue"
+    assert "cookie" not in sent
+    assert sent["host"] != "elsewhere.example"
+
+
+def test_headers_that_are_a_list_are_said_to_be_wrong(
+    subscription: Subscription, receiver: Receiver
+) -> None:
+    Subscription.objects.update(headers=[1, 2])
+    assert "headers are not a JSON object" in refusal("send_test", "billing")
+    assert receiver.count == 0
+
+
+def test_an_answer_that_cannot_be_judged_ends_the_wait(
+    subscription: Subscription, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(module, "judge_response", fail)
+    assert "an error of the sender itself" in refusal("send_test", "billing")
+
+
+def test_no_error_report_shows_a_secret_of_a_test_event(
+    subscription: Subscription, monkeypatch: pytest.MonkeyPatch, rf: Any
+) -> None:
+    def fail(*_: Any, **given: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    reports: list[str] = []
+
+    def report(_: Any, what: str, error: Exception) -> None:
+        reporter = ExceptionReporter(rf.get("/"), type(error), error, error.__traceback__)
+        reports.append(reporter.get_traceback_text() + reporter.get_traceback_html())
+
+    monkeypatch.setattr("deliveries.signing.headers", fail)
+    monkeypatch.setattr(module._Test, "_fail", report)
+    module._Test(subscription, "test.one")
+    (text,) = reports
+    assert "a mistake of ours" in text
+    assert "whsec_" not in text
