@@ -8,6 +8,7 @@ which state it starts, and only the one that finds it wins. Everything that chan
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from django.dispatch import Signal
 from subscriptions import fuse, signals
 from subscriptions.conf import conf
 from subscriptions.prepared import prepared_cursor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +326,13 @@ def record_failed_probe(
                 "most": values.probe_most,
             },
         )
+        failed = bool(cursor.rowcount)
+    if failed:
+        logger.info(
+            "A probe of subscription %s failed; it stays tripped: %s",
+            subscription_id,
+            _one_line(error),
+        )
 
 
 _PLAN_PROBES = """
@@ -348,4 +358,23 @@ def _send(signal: Signal, subscription_ids: list[uuid.UUID]) -> None:
     from subscriptions.models import Subscription
 
     for subscription in Subscription.objects.filter(pk__in=subscription_ids):
+        if signal is signals.circuit_tripped:
+            logger.warning(
+                "The circuit of subscription %s (%s) tripped after %d failures in a row; its "
+                "deliveries are held. Last error: %s",
+                subscription.name,
+                subscription.pk,
+                subscription.consecutive_failures,
+                _one_line(subscription.last_error),
+            )
+        else:
+            logger.info(
+                "The circuit of subscription %s (%s) was reset; it is active again.",
+                subscription.name,
+                subscription.pk,
+            )
         signal.send_robust(sender=Subscription, subscription=subscription)
+
+
+def _one_line(error: str) -> str:
+    return " ".join(error.split())[:200]

@@ -304,3 +304,29 @@ def test_a_trip_that_is_rolled_back_is_not_announced(heard: list[Any]) -> None:
     subscription.refresh_from_db()
     assert subscription.state == "active"
     assert heard == []
+
+
+def test_trips_failed_probes_and_resets_have_one_line_each_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    subscription = make_subscription(name="billing")
+    with caplog.at_level("INFO", "subscriptions.circuit"):
+        trip(subscription)
+        subscription.refresh_from_db()
+        circuit.record_failed_probe(subscription.pk, subscription.circuit_epoch, "no\nanswer")
+        circuit.record_failed_probe(subscription.pk, subscription.circuit_epoch - 1, "too late")
+        circuit.reset([subscription.pk])
+        circuit.reset([subscription.pk])
+    assert [(one.levelname, one.getMessage()) for one in caplog.records] == [
+        (
+            "WARNING",
+            f"The circuit of subscription billing ({subscription.pk}) tripped after 5 failures in "
+            "a row; its deliveries are held. Last error: 503 service unavailable",
+        ),
+        ("INFO", f"A probe of subscription {subscription.pk} failed; it stays tripped: no answer"),
+        (
+            "INFO",
+            f"The circuit of subscription billing ({subscription.pk}) was reset; it is active "
+            "again.",
+        ),
+    ]
