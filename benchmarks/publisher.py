@@ -28,10 +28,11 @@ django.setup()
 
 from measuring import percentile  # noqa: E402
 
-from deliveries import NewEvent, housekeeping, publish_many  # noqa: E402
+from deliveries import NewEvent, publish_many  # noqa: E402
 from deliveries import publish as publish_one  # noqa: E402
-from subscriptions import crypto, signing_secrets  # noqa: E402
+from deliveries.keeping import housekeeping  # noqa: E402
 from subscriptions.models import SigningSecret, Subscription  # noqa: E402
+from subscriptions.secrets import crypto, signing_secrets  # noqa: E402
 
 IN_A_STATEMENT = 5000
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deliveries.publishing import EventConflict, NewEvent, publish, publish_many
+    from deliveries.publishing.publish import EventConflict, NewEvent, publish, publish_many
 
 __all__ = ["EventConflict", "NewEvent", "publish", "publish_many"]
 
@@ -11,7 +11,7 @@ __all__ = ["EventConflict", "NewEvent", "publish", "publish_many"]
 def __getattr__(name: str) -> Any:
     # Models cannot be imported while Django is still loading its apps, this package among them.
     if name in __all__:
-        from deliveries import publishing
+        from deliveries.publishing import publish as publishing
 
         return getattr(publishing, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,4 +7,4 @@ class DeliveriesConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from deliveries import holding  # noqa: F401
+        from deliveries.keeping import holding  # noqa: F401

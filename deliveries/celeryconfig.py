@@ -2,8 +2,8 @@
 
 from django.conf import settings
 
-from deliveries.queues import DELIVER, MAINTENANCE
-from deliveries.redis_address import RedisAddress
+from deliveries.waking.queues import DELIVER, MAINTENANCE
+from deliveries.waking.redis_address import RedisAddress
 from subscriptions.conf import conf
 
 _redis = RedisAddress.parse(settings.REDIS_URL)

@@ -24,9 +24,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from deliveries.http1 import Answer, Connection
-from deliveries.signing import BadSignature, verify
-from subscriptions import signing_secrets
+from deliveries.sending.signing import BadSignature, verify
 from subscriptions.conf import conf
+from subscriptions.secrets import signing_secrets
 
 __all__ = ["Answer", "Received", "Receiver", "accept"]
 

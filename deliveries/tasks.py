@@ -12,11 +12,11 @@ from uuid import UUID
 from celery import Task, shared_task
 from celery.signals import beat_init, worker_shutdown, worker_shutting_down
 
-from deliveries import housekeeping as house
-from deliveries import sweeping
-from deliveries.queues import DELIVER
-from deliveries.sending import sender
-from deliveries.settling import AWAY
+from deliveries.keeping import housekeeping as house
+from deliveries.keeping import sweep as sweeping
+from deliveries.sending.worker import sender
+from deliveries.settling.settle import AWAY
+from deliveries.waking.queues import DELIVER
 from subscriptions.conf import conf
 
 # How long a task waits for its receivers, in seconds.

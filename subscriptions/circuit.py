@@ -19,7 +19,7 @@ from django.dispatch import Signal
 
 from subscriptions import fuse, signals
 from subscriptions.conf import conf
-from subscriptions.prepared import prepared_cursor
+from subscriptions.database import prepared_cursor
 
 logger = logging.getLogger(__name__)
 

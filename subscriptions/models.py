@@ -14,9 +14,9 @@ from django.db.models import Q
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
-from subscriptions import crypto, signing_secrets
 from subscriptions.conf import conf
 from subscriptions.ids import uuid7
+from subscriptions.secrets import crypto, signing_secrets
 from subscriptions.validators import (
     validate_destination,
     validate_headers,

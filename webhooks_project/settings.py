@@ -13,7 +13,7 @@ import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
 
-from deliveries.redis_address import RedisAddress
+from deliveries.waking.redis_address import RedisAddress
 from subscriptions.conf import WebhookSettings
 from webhooks_project import engines
 from webhooks_project.keys import local_keys

@@ -25,7 +25,7 @@ from psycopg import errors
 from psycopg_pool import PoolTimeout
 
 from subscriptions.models import Subscription, find_subscription
-from subscriptions.signing_secrets import InvalidSecret, parse
+from subscriptions.secrets.signing_secrets import InvalidSecret, parse
 
 WIDTH = 80
 _EXAMPLES = "examples:"

@@ -11,10 +11,10 @@ import pytest
 import redis
 from django.conf import settings
 
-from deliveries import wakeups
 from deliveries.receiver import Answer, Received, Receiver
-from deliveries.sending import Sender
+from deliveries.sending.worker import Sender
 from deliveries.transport import Transport
+from deliveries.waking import wakeups
 from subscriptions.models import Subscription
 from webhooks_project import engines
 
@@ -57,7 +57,7 @@ def ordered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[UUID, str, float]]:
     def later(ids: Any, seconds: float) -> None:
         calls.extend((one, "recover", seconds) for one in ids)
 
-    for module in ("publishing", "wakeups", "holding", "sweeping"):
+    for module in ("publishing.publish", "waking.wakeups", "keeping.holding", "keeping.sweep"):
         monkeypatch.setattr(f"deliveries.{module}.wake", now, raising=False)
     monkeypatch.setattr(wakeups, "wake_later", later)
     monkeypatch.setattr(wakeups, "lower_flags", lambda ids, queue: None)

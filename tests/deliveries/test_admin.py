@@ -15,12 +15,14 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
-from deliveries import admin as module
-from deliveries import pagination, publish, replaying
-from deliveries import send_test as send_test_module
+from deliveries import publish
+from deliveries.admin import history as module
+from deliveries.admin import pagination
+from deliveries.admin.pagination import EstimatingPaginator
+from deliveries.keeping import replay as replaying
 from deliveries.models import Attempt, Delivery, Event
-from deliveries.pagination import EstimatingPaginator
 from deliveries.receiver import Answer, Receiver
+from deliveries.sending import send_test as send_test_module
 from deliveries.transport import Transport
 from subscriptions.models import Subscription
 from tests.deliveries.test_commands import finish
@@ -353,7 +355,7 @@ def test_the_button_sends_one_test_event(admin_client: Client, receiver: Receive
 def test_too_many_test_events_are_refused(
     admin_client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deliveries.subscription_admin.MOST_TESTS", 1)
+    monkeypatch.setattr("deliveries.admin.subscriptions.MOST_TESTS", 1)
     chosen = [make_subscription(url=receiver.url) for _ in range(2)]
     admin_client.post(
         SUBSCRIPTIONS, {"action": "send_test", "_selected_action": [str(c.pk) for c in chosen]}

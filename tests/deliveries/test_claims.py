@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from deliveries import claims, publish
-from deliveries.bodies import EventBodies
-from deliveries.claims import claim
+from deliveries import publish
+from deliveries.claiming import claims
+from deliveries.claiming.bodies import EventBodies
+from deliveries.claiming.claims import claim
 from deliveries.models import Attempt, Lane
 from deliveries.receiver import Answer, Receiver
-from deliveries.sending import Sender
-from subscriptions import prepared
+from deliveries.sending.worker import Sender
+from subscriptions import database as prepared
 from tests.deliveries.conftest import Script
 from tests.factories import make_subscription, statuses
 from tests.webhooks_project.waiting import eventually

@@ -12,8 +12,9 @@ import pytest
 from django.core.management import call_command
 from django.utils import timezone
 
-from deliveries import publish, replaying
-from deliveries.housekeeping import expire_held
+from deliveries import publish
+from deliveries.keeping import replay as replaying
+from deliveries.keeping.housekeeping import expire_held
 from deliveries.models import Delivery, Event
 from subscriptions import circuit
 from subscriptions.models import Subscription

@@ -17,14 +17,15 @@ from typing import Any
 import pytest
 from django.views.debug import ExceptionReporter
 
-from deliveries import send_test as module
 from deliveries.management.commands import receiver as command
 from deliveries.models import Attempt, Delivery, Event
 from deliveries.receiver import Answer, Received, Receiver
-from deliveries.send_test import send_test, send_tests
+from deliveries.sending import send_test as module
+from deliveries.sending.send_test import send_test, send_tests
 from deliveries.transport import Transport
-from subscriptions import circuit, signing_secrets
+from subscriptions import circuit
 from subscriptions.models import Subscription
+from subscriptions.secrets import signing_secrets
 from tests.commands import refusal, run, run_json
 from tests.factories import make_subscription_with_secret
 from tests.subscriptions.test_commands import trip
@@ -312,7 +313,7 @@ def test_no_error_report_shows_a_secret_of_a_test_event(
         reporter = ExceptionReporter(rf.get("/"), type(error), error, error.__traceback__)
         reports.append(reporter.get_traceback_text() + reporter.get_traceback_html())
 
-    monkeypatch.setattr("deliveries.signing.headers", fail)
+    monkeypatch.setattr("deliveries.sending.signing.headers", fail)
     monkeypatch.setattr(module._Test, "_fail", report)
     module._Test(subscription, "test.one")
     (text,) = reports

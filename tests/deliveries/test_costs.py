@@ -18,12 +18,14 @@ import redis
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from deliveries import NewEvent, publish, publish_many, sending, wakeups
+from deliveries import NewEvent, publish, publish_many
 from deliveries.models import Delivery
 from deliveries.receiver import Receiver
-from deliveries.sending import Sender
-from deliveries.settling import settle
-from deliveries.wakeups import lower_flags, wake
+from deliveries.sending import worker as sending
+from deliveries.sending.worker import Sender
+from deliveries.settling.settle import settle
+from deliveries.waking import wakeups
+from deliveries.waking.wakeups import lower_flags, wake
 from subscriptions.topics import PatternTrie
 from tests.factories import make_subscription, statuses
 

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from deliveries import publish
 from deliveries.receiver import Receiver
-from deliveries.sending import Sender
+from deliveries.sending.worker import Sender
 from subscriptions import fuse
 from subscriptions.models import Subscription, TripFuse
 from subscriptions.signals import fuse_mended

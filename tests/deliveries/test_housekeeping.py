@@ -10,7 +10,7 @@ import pytest
 from django.utils import timezone
 
 from deliveries import publish
-from deliveries.housekeeping import expire_held, prune
+from deliveries.keeping.housekeeping import expire_held, prune
 from deliveries.models import Attempt, Delivery, Event
 from tests.factories import make_subscription
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture(autouse=True)
 def nobody_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deliveries.publishing.wake", lambda *_, **__: 0)
+    monkeypatch.setattr("deliveries.publishing.publish.wake", lambda *_, **__: 0)
 
 
 def aged(status: str, days: float) -> Delivery:
@@ -87,7 +87,7 @@ def test_held_deliveries_expire_visibly(configure: Callable[..., None]) -> None:
 def test_many_batches_and_two_at_once(
     monkeypatch: pytest.MonkeyPatch, at_once: Callable[..., list[Any]]
 ) -> None:
-    monkeypatch.setattr("deliveries.housekeeping.BATCH", 3)
+    monkeypatch.setattr("deliveries.keeping.housekeeping.BATCH", 3)
     make_subscription()
     for _ in range(20):
         aged("succeeded", 31)

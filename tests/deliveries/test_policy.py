@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from deliveries.policy import (
+from deliveries.judging.policy import (
     NO_EVENT,
     OWN_FAULT_DELAY,
     UNSIGNABLE,

@@ -14,9 +14,10 @@ import pytest
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from deliveries import EventConflict, NewEvent, publish, publish_many, wakeups
-from deliveries.body import InvalidEventId, InvalidPayload, PayloadTooLarge
+from deliveries import EventConflict, NewEvent, publish, publish_many
 from deliveries.models import Delivery, Event, Lane
+from deliveries.publishing.body import InvalidEventId, InvalidPayload, PayloadTooLarge
+from deliveries.waking import wakeups
 from subscriptions import circuit
 from subscriptions.models import Subscription
 from subscriptions.topics import InvalidTopic
@@ -34,7 +35,7 @@ def woken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[set[UUID], bool]]:
         calls.append((set(ids), recovering))
         return 1
 
-    monkeypatch.setattr("deliveries.publishing.wake", record)
+    monkeypatch.setattr("deliveries.publishing.publish.wake", record)
     return calls
 
 
@@ -175,7 +176,7 @@ def test_events_that_are_published_together_share_their_wake_ups(
 ) -> None:
     calls: list[tuple[int, bool]] = []
     monkeypatch.setattr(
-        "deliveries.publishing.wake",
+        "deliveries.publishing.publish.wake",
         lambda ids, *, one_by_one, **_: calls.append((len(ids), one_by_one)),
     )
     for n in range(3):

@@ -15,12 +15,12 @@ from django.db import connection
 from django.utils import timezone
 
 from deliveries import publish
-from deliveries.housekeeping import expire_held, prune
+from deliveries.keeping.housekeeping import expire_held, prune
+from deliveries.keeping.replay import replay
+from deliveries.keeping.sweep import sweep
 from deliveries.models import Delivery, Event, Lane
 from deliveries.receiver import Answer, Receiver
-from deliveries.replaying import replay
-from deliveries.sending import Sender
-from deliveries.sweeping import sweep
+from deliveries.sending.worker import Sender
 from subscriptions import circuit
 from subscriptions.models import Subscription
 from tests.deliveries.conftest import Script

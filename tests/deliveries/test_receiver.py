@@ -12,9 +12,9 @@ from http.client import HTTPConnection, RemoteDisconnected
 
 import pytest
 
-from deliveries import signing
 from deliveries.receiver import Answer, Received, Receiver
-from subscriptions import signing_secrets
+from deliveries.sending import signing
+from subscriptions.secrets import signing_secrets
 
 SECRET = signing_secrets.generate()
 BODY = b'{"v":1}'

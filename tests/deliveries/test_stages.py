@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 
-from deliveries.stages import LARGE, Pace, Stage
+from deliveries.sending.stages import LARGE, Pace, Stage
 
 
 def test_a_few_small_batches_begin_at_once() -> None:

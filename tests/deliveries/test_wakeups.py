@@ -12,7 +12,7 @@ import pytest
 import redis
 from kombu import exceptions
 
-from deliveries import wakeups
+from deliveries.waking import wakeups
 from subscriptions.conf import conf
 
 IDS = [UUID(int=number) for number in range(250)]

@@ -118,7 +118,7 @@ class Workers:
 @pytest.fixture
 def broker(settings: Any, transactional_db: None) -> Iterator[redis.Redis]:
     """A client of the embedded Valkey, in the broker's database. All of it is empty."""
-    from deliveries import wakeups
+    from deliveries.waking import wakeups
     from webhooks_project.celery import app
 
     engines.ensure()

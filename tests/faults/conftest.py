@@ -161,7 +161,7 @@ _TABLES = (
 
 
 def _empty(cluster: Cluster) -> None:
-    from deliveries import wakeups
+    from deliveries.waking import wakeups
 
     cluster.ensure()
     with connection.cursor() as cursor:

@@ -63,7 +63,7 @@ GUARDS = (
     Guard(
         "lease",
         "a lane that another task holds is taken all the same",
-        "deliveries/claims.py",
+        "deliveries/claiming/claims.py",
         "(lane.lease_until IS NULL OR lane.lease_until < now())",
         "(true)",
         "tests/deliveries/test_sending.py::"
@@ -81,7 +81,7 @@ GUARDS = (
     Guard(
         "`SKIP LOCKED`",
         "a claim waits for a delivery that somebody else has locked",
-        "deliveries/claims.py",
+        "deliveries/claiming/claims.py",
         "        FOR UPDATE SKIP LOCKED\n",
         "        FOR UPDATE\n",
         "tests/faults/test_postgresql.py::test_a_locked_delivery_holds_up_no_other",
@@ -91,7 +91,7 @@ GUARDS = (
     Guard(
         "wake-up flag, raised",
         "each publish sends a message, whether one is waiting or not",
-        "deliveries/wakeups.py",
+        "deliveries/waking/wakeups.py",
         "name, 1, 'NX', 'PX'",
         "name, 1, 'PX'",
         "tests/deliveries/test_costs.py::"
@@ -100,7 +100,7 @@ GUARDS = (
     Guard(
         "wake-up flag, lowered",
         "the flag outlives its message: who publishes after a claim wakes nobody",
-        "deliveries/sending.py",
+        "deliveries/sending/worker.py",
         "wakeups.lower_flags(list(runs), RECOVER if recovering else DELIVER)",
         "pass",
         "tests/faults/test_broker.py::test_the_second_event_waits_for_no_flag",

@@ -10,8 +10,8 @@ import redis
 from django.conf import settings
 from django.db import connection
 
-from deliveries.sweeping import sweep
-from deliveries.wakeups import FLAG_SECONDS
+from deliveries.keeping.sweep import sweep
+from deliveries.waking.wakeups import FLAG_SECONDS
 from subscriptions.conf import conf
 from tests.faults.invariants import check_invariants
 from tests.faults.report import Row

@@ -11,8 +11,8 @@ import pytest
 import redis
 from django.conf import settings
 
-from deliveries.queues import DELIVER
-from deliveries.wakeups import FLAG_SECONDS
+from deliveries.waking.queues import DELIVER
+from deliveries.waking.wakeups import FLAG_SECONDS
 from subscriptions.conf import conf
 from tests.faults.invariants import Summary, check_invariants
 from tests.faults.load import percentile

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import pytest
 from django.db import connection
 
-from deliveries.holding import discard
+from deliveries.keeping.holding import discard
 from deliveries.models import Delivery
-from subscriptions import crypto
+from subscriptions.secrets import crypto
 from tests.faults.invariants import check_invariants
 from tests.faults.report import Row
 from tests.faults.waiting import eventually

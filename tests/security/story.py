@@ -33,15 +33,16 @@ from django.test import Client
 from django.urls import clear_url_caches, include, path, set_urlconf
 from django.views.debug import ExceptionReporter
 
-from deliveries import publish, signing, wakeups
-from deliveries.bodies import EventBodies
-from deliveries.claims import claim
+from deliveries import publish
+from deliveries.claiming.bodies import EventBodies
+from deliveries.claiming.claims import claim
 from deliveries.models import Attempt, Delivery, Event
-from deliveries.sending import Sender
+from deliveries.sending.worker import Sender, signing
 from deliveries.transport import Transport
-from subscriptions import crypto
+from deliveries.waking import wakeups
 from subscriptions.conf import conf
 from subscriptions.models import SigningSecret, Subscription, create_subscription
+from subscriptions.secrets import crypto
 from tests.deliveries.transport import hostile
 from tests.deliveries.transport.hostile import OK, Connection, receiver
 from tests.security.canary import Canary, canary_of, signing_secret, word
@@ -111,7 +112,7 @@ def tell(monkeypatch: Any, client: Client) -> Story:
     client.force_login(get_user_model().objects.create_superuser("root"))
     transport = Transport(timeout=0.5, allowed_networks=LOOPBACK)
     sender = Sender(transport)
-    monkeypatch.setattr("deliveries.send_test.transport", lambda: transport)
+    monkeypatch.setattr("deliveries.sending.send_test.transport", lambda: transport)
     try:
         with _logged(story), contextlib.ExitStack() as servers:
             _happen(story, sender, client, servers, monkeypatch)
@@ -237,11 +238,11 @@ def _break(
 
     debug, settings.DEBUG = settings.DEBUG, False
     for place, act in (
-        ("subscriptions.crypto.encrypt", lambda: made["good"].add_secret(FIRST)),
-        ("subscriptions.crypto.encrypt", lambda: made["good"].rotate_secret(FIRST)),
+        ("subscriptions.secrets.crypto.encrypt", lambda: made["good"].add_secret(FIRST)),
+        ("subscriptions.secrets.crypto.encrypt", lambda: made["good"].rotate_secret(FIRST)),
         ("subscriptions.circuit.begin_epoch", lambda: made["good"].add_secret(FIRST)),
         (
-            "subscriptions.crypto.encrypt",
+            "subscriptions.secrets.crypto.encrypt",
             lambda: create_subscription(
                 name="n", url="https://example.com/", topic_patterns=["a"], secret=FIRST
             ),
@@ -262,7 +263,7 @@ def _break(
     for module, name in ((signing, "headers"), (crypto, "decrypt")):
         with monkeypatch.context() as broken:
             broken.setattr(module, name, fail)
-            from deliveries.sending import _decrypt
+            from deliveries.sending.worker import _decrypt
 
             _decrypt.cache_clear()
             publish("test.broken", {})
@@ -271,7 +272,7 @@ def _break(
 
 def _show(story: Story, sender: Sender, subscription: Subscription) -> None:
     """What a log line with `%r`, a debugger or an error report would show."""
-    from deliveries.requests import prepare
+    from deliveries.sending.request import prepare
 
     publish("test.shown", {})
     Delivery.objects.filter(subscription=subscription, status="pending").update(lease_until=None)

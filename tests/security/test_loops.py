@@ -9,8 +9,8 @@ import pytest
 
 from deliveries import publish
 from deliveries.models import Attempt, Delivery, Event
-from deliveries.send_test import send_test
-from deliveries.sending import Sender
+from deliveries.sending.send_test import send_test
+from deliveries.sending.worker import Sender
 from tests.factories import make_subscription
 
 # Nothing is collected where tests run.
@@ -39,7 +39,7 @@ def test_a_delivery_to_our_own_web_fails_at_once_and_says_why(
 def test_a_test_event_to_our_own_web_is_told_so(
     live_server: Any, sender: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deliveries.send_test.transport", lambda: sender.transport)
+    monkeypatch.setattr("deliveries.sending.send_test.transport", lambda: sender.transport)
     tested = send_test(make_subscription(url=f"{live_server.url}/admin/"))
     assert tested.status_code == 403
     assert "Change the URL" in str(tested)

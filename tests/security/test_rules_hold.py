@@ -11,8 +11,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from deliveries import signing
-from deliveries.policy import (
+from deliveries.judging.policy import (
     OWN_FAULTS,
     RETRY_AFTER_LEAST,
     RETRY_AFTER_MOST,
@@ -23,8 +22,9 @@ from deliveries.policy import (
     judge,
     parse_retry_after,
 )
+from deliveries.sending import signing
 from subscriptions.circuit import count_after, probe_delay, tally, trips
-from subscriptions.signing_secrets import generate
+from subscriptions.secrets.signing_secrets import generate
 from subscriptions.topics import PatternTrie, matches
 from tests.security.properties import FIXED
 

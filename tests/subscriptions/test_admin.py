@@ -16,9 +16,10 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from subscriptions import circuit, crypto
-from subscriptions.forms import SubscriptionForm
+from subscriptions import circuit
+from subscriptions.admin.forms import SubscriptionForm
 from subscriptions.models import Subscription
+from subscriptions.secrets import crypto
 from tests.factories import make_subscription
 from tests.subscriptions.test_commands import stored_secrets, trip
 

@@ -16,8 +16,9 @@ from django.core.management import call_command
 from django.db import OperationalError
 from django.utils import timezone
 
-from subscriptions import circuit, crypto, signing_secrets
+from subscriptions import circuit
 from subscriptions.models import Subscription
+from subscriptions.secrets import crypto, signing_secrets
 from tests.commands import refusal, run, run_json
 from tests.factories import make_subscription
 

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 from subscriptions.conf import WebhookSettings
-from subscriptions.crypto import SecretUnreadable, decrypt, encrypt, rotate
+from subscriptions.secrets.crypto import SecretUnreadable, decrypt, encrypt, rotate
 
 OLD, NEW = Fernet.generate_key().decode(), Fernet.generate_key().decode()
 PLAIN = b"whsec_c2VjcmV0"

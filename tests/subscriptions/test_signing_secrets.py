@@ -5,7 +5,7 @@ import base64
 import pytest
 from standardwebhooks import Webhook
 
-from subscriptions.signing_secrets import InvalidSecret, generate, key_bytes, parse
+from subscriptions.secrets.signing_secrets import InvalidSecret, generate, key_bytes, parse
 
 
 def secret(length: int) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deliveries import housekeeping
+from deliveries.keeping import housekeeping
 from subscriptions.management.base import OperatorCommand, add_json_flag
 
 

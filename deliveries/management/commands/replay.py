@@ -10,8 +10,8 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
+from deliveries.keeping.replay import FINISHED, finished_deliveries, replay_many, why_not
 from deliveries.models import Delivery
-from deliveries.replaying import FINISHED, finished_deliveries, replay_many, why_not
 from subscriptions.management.base import OperatorCommand, add_json_flag, find_one
 
 _AGO = re.compile(r"(\d{1,9})([smhd])")

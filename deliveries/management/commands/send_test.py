@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
-from deliveries.send_test import TEST_TOPIC, send_test
+from deliveries.sending.send_test import TEST_TOPIC, send_test
 from subscriptions.management.base import OperatorCommand, add_json_flag, find_one
 from subscriptions.topics import InvalidTopic
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deliveries.backlog import Backlog, backlogs
+from deliveries.keeping.backlog import Backlog, backlogs
 from subscriptions.management.base import WIDTH, OperatorCommand, add_json_flag
 from subscriptions.models import Subscription
 

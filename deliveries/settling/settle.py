@@ -18,11 +18,11 @@ from uuid import UUID
 
 from django.db import InterfaceError, InternalError, OperationalError, transaction
 
-from deliveries.claims import ClaimedDelivery, ClaimedLane
-from deliveries.holding import hold
-from deliveries.policy import Next, Verdict
+from deliveries.claiming.claims import ClaimedDelivery, ClaimedLane
+from deliveries.judging.policy import Next, Verdict
+from deliveries.keeping.holding import hold
 from subscriptions import circuit, fuse, signals
-from subscriptions.prepared import worker_cursor
+from subscriptions.database import worker_cursor
 
 logger = logging.getLogger(__name__)
 

@@ -19,17 +19,18 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from deliveries import wakeups
-from deliveries.bodies import EventBodies
-from deliveries.claims import Claim, claim, is_lock_timeout
-from deliveries.lanes import Lane, LaneExit, Run
-from deliveries.leaving import leave
-from deliveries.queues import DELIVER, RECOVER
-from deliveries.settling import AWAY, Result, settle
-from deliveries.stages import Pace, Stage
+from deliveries.claiming.bodies import EventBodies
+from deliveries.claiming.claims import Claim, claim, is_lock_timeout
+from deliveries.claiming.leaving import leave
+from deliveries.sending.lane import Lane, LaneExit, Run
+from deliveries.sending.stages import Pace, Stage
+from deliveries.settling.settle import AWAY, Result, settle
 from deliveries.transport import Transport, transport
-from subscriptions import crypto, signals
-from subscriptions.prepared import give_back_connection, worker_cursor
+from deliveries.waking import wakeups
+from deliveries.waking.queues import DELIVER, RECOVER
+from subscriptions import signals
+from subscriptions.database import give_back_connection, worker_cursor
+from subscriptions.secrets import crypto
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from uuid import UUID
 from django.db import connection, transaction
 
 from deliveries.models import Delivery
-from deliveries.wakeups import wake
+from deliveries.waking.wakeups import wake
 from subscriptions.models import Subscription
 
 BATCH = 1000

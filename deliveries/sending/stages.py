@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from subscriptions.prepared import give_back_connection, own_connection
+from subscriptions.database import give_back_connection, own_connection
 
 logger = logging.getLogger(__name__)
 

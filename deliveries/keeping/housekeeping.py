@@ -10,7 +10,7 @@ from typing import Any
 
 from django.db import connection
 
-from deliveries.holding import HELD_TOO_LONG
+from deliveries.keeping.holding import HELD_TOO_LONG
 from subscriptions.conf import conf
 from subscriptions.index import trim_changes
 

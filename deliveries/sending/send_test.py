@@ -18,15 +18,15 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 from django.views.decorators.debug import sensitive_variables
 
-from deliveries.bodies import Payload
-from deliveries.body import build_body
-from deliveries.requests import broken, judge_response, signed_post
+from deliveries.claiming.bodies import Payload
+from deliveries.publishing.body import build_body
+from deliveries.sending.request import broken, judge_response, signed_post
 from deliveries.transport import Result as Answer
 from deliveries.transport import transport
-from subscriptions import crypto
 from subscriptions.conf import conf
 from subscriptions.ids import uuid7
 from subscriptions.models import Subscription
+from subscriptions.secrets import crypto
 from subscriptions.topics import validate_topic
 from subscriptions.validators import sendable_headers
 

@@ -9,8 +9,8 @@ from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from deliveries.pagination import EstimatingPaginator
-from subscriptions.careful_admin import CarefulAdmin
+from deliveries.admin.pagination import EstimatingPaginator
+from subscriptions.admin.careful import CarefulAdmin
 from subscriptions.models import Subscription
 
 

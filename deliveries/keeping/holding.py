@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models.signals import pre_delete
 from django.dispatch import receiver
 
-from deliveries.wakeups import wake
+from deliveries.waking.wakeups import wake
 from subscriptions.models import Subscription
 from subscriptions.signals import (
     subscriptions_enabled,

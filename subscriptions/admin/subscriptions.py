@@ -1,6 +1,6 @@
 """Subscriptions in Django's admin: who is subscribed, how it goes, and what an operator can do.
 
-`deliveries.admin` adds what is known of deliveries.
+`deliveries.admin.history` adds what is known of deliveries.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from django.utils.safestring import SafeString
 from django.utils.translation import ngettext
 
 from subscriptions import circuit
-from subscriptions.careful_admin import CarefulAdmin
+from subscriptions.admin.careful import CarefulAdmin
+from subscriptions.admin.display import ago, host, short, state_chip
+from subscriptions.admin.forms import RotateSecretForm, SubscriptionForm
 from subscriptions.conf import conf
-from subscriptions.display import ago, host, short, state_chip
-from subscriptions.forms import RotateSecretForm, SubscriptionForm
 from subscriptions.models import Subscription
 
 

@@ -12,8 +12,8 @@ import hmac
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
-from deliveries.body import validate_event_id
-from subscriptions.signing_secrets import key_bytes
+from deliveries.publishing.body import validate_event_id
+from subscriptions.secrets.signing_secrets import key_bytes
 
 _VERSION = "v1"
 # All printable ASCII but the percent sign, which announces an escape.

@@ -26,9 +26,9 @@ from redis.backoff import NoBackoff
 from redis.commands.core import Script
 from redis.retry import Retry
 
-from deliveries.queues import DELIVER, RECOVER
-from deliveries.redis_address import RedisAddress
-from deliveries.stages import Stage, in_a_stage
+from deliveries.sending.stages import Stage, in_a_stage
+from deliveries.waking.queues import DELIVER, RECOVER
+from deliveries.waking.redis_address import RedisAddress
 from subscriptions.conf import conf
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from uuid import UUID
 
 from django.db import connection, transaction
 
-from deliveries.holding import BATCH, SUBSCRIPTION_DELETED, discard, hold, release
-from deliveries.wakeups import wake
+from deliveries.keeping.holding import BATCH, SUBSCRIPTION_DELETED, discard, hold, release
+from deliveries.waking.wakeups import wake
 from subscriptions.conf import conf
 
 # Every subscription with pending rows, by a loose scan of the index `delivery_due`: one look-up

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
 
-from deliveries.bodies import EventBodies, Payload
-from deliveries.leaving import give_back, leave
+from deliveries.claiming.bodies import EventBodies, Payload
+from deliveries.claiming.leaving import give_back, leave
 from subscriptions.conf import conf
-from subscriptions.crypto import SecretUnreadable
-from subscriptions.prepared import worker_cursor
+from subscriptions.database import worker_cursor
+from subscriptions.secrets.crypto import SecretUnreadable
 from subscriptions.validators import sendable_headers
 
 # What one claim takes at most, shared by its lanes: what is claimed is soon sent, or given back.

@@ -13,10 +13,10 @@ from django.urls import URLPattern, path
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from deliveries.backlog import Backlog, backlogs
-from deliveries.send_test import send_tests
-from subscriptions.admin import SubscriptionAdmin
-from subscriptions.display import link
+from deliveries.keeping.backlog import Backlog, backlogs
+from deliveries.sending.send_test import send_tests
+from subscriptions.admin.display import link
+from subscriptions.admin.subscriptions import SubscriptionAdmin
 from subscriptions.models import Subscription
 
 # The page waits for the slowest receiver, and shows a message for each.

@@ -22,17 +22,17 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import ngettext
 
-from deliveries.models import Attempt, Delivery, Event
-from deliveries.readonly_admin import (
+from deliveries.admin.readonly import (
     ChosenDelivery,
     ChosenEvent,
     ChosenSubscription,
     OutcomeFilter,
     ReadOnlyAdmin,
 )
-from deliveries.replaying import FINISHED, replay_many
-from deliveries.subscription_admin import SubscriptionWithDeliveriesAdmin
-from subscriptions.display import ago, chip, link, page_of, short
+from deliveries.admin.subscriptions import SubscriptionWithDeliveriesAdmin
+from deliveries.keeping.replay import FINISHED, replay_many
+from deliveries.models import Attempt, Delivery, Event
+from subscriptions.admin.display import ago, chip, link, page_of, short
 from subscriptions.models import Subscription
 
 MOST_BODY_CHARACTERS = 100_000

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 import requests
 
-from deliveries import signing
-from deliveries.bodies import Payload
-from deliveries.claims import ClaimedDelivery, ClaimedLane
-from deliveries.policy import Outcome, Verdict, judge, parse_retry_after
+from deliveries.claiming.bodies import Payload
+from deliveries.claiming.claims import ClaimedDelivery, ClaimedLane
+from deliveries.judging.policy import Outcome, Verdict, judge, parse_retry_after
+from deliveries.sending import signing
 from deliveries.transport import Result as Answer
 from deliveries.transport import classify, text_for_operators
 from subscriptions.conf import conf

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from subscriptions.conf import conf
 
 if TYPE_CHECKING:
-    from deliveries.claims import ClaimedDelivery
+    from deliveries.claiming.claims import ClaimedDelivery
 
 CACHE_BYTES = 32 * 2**20
 # What one claim reads at most. Deliveries whose body is beyond it are left for the next claim.

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from deliveries.claims import ClaimedDelivery, ClaimedLane
-from deliveries.policy import (
+from deliveries.claiming.claims import ClaimedDelivery, ClaimedLane
+from deliveries.judging.policy import (
     NO_EVENT,
     UNSIGNABLE,
     Next,
@@ -22,13 +22,13 @@ from deliveries.policy import (
     Verdict,
     decide,
 )
-from deliveries.requests import Judged, broken, judge_response, prepare, unsendable
-from deliveries.settling import LaneEnd, Result
+from deliveries.sending.request import Judged, broken, judge_response, prepare, unsendable
+from deliveries.settling.settle import LaneEnd, Result
 from deliveries.transport import Result as Answer
 from subscriptions.conf import conf
 
 if TYPE_CHECKING:
-    from deliveries.sending import Sender
+    from deliveries.sending.worker import Sender
 
 logger = logging.getLogger(__name__)
 

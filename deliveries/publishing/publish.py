@@ -11,13 +11,13 @@ from uuid import UUID
 
 from django.db import connection, transaction
 
-from deliveries.body import build_body, validate_event_id
 from deliveries.models import Event
-from deliveries.wakeups import wake
+from deliveries.publishing.body import build_body, validate_event_id
+from deliveries.waking.wakeups import wake
 from subscriptions.conf import conf
+from subscriptions.database import prepared_cursor
 from subscriptions.ids import uuid7
 from subscriptions.index import READ_VERSION, read_version, topic_index
-from subscriptions.prepared import prepared_cursor
 from subscriptions.topics import validate_topic
 
 MOST_TYPE_CHARACTERS = 255

@@ -1,0 +1,1 @@
+"""Claimed: a worker takes the lease of subscriptions and reads what is due."""

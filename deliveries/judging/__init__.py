@@ -1,0 +1,1 @@
+"""Judged: what a result means and what follows from it. Pure functions on values."""

@@ -1,0 +1,1 @@
+"""Kept: what is held, swept, replayed, expired and removed."""

@@ -1,0 +1,1 @@
+"""Sent: signed requests go out, a bounded number for each subscription."""

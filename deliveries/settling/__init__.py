@@ -1,0 +1,1 @@
+"""Settled: results are written down and leases are released."""

@@ -1,0 +1,1 @@
+"""Woken: workers hear which subscriptions have something to send."""

@@ -1,0 +1,5 @@
+"""Django admin pages for subscriptions."""
+
+from subscriptions.admin.subscriptions import SubscriptionAdmin
+
+__all__ = ["SubscriptionAdmin"]

@@ -1,0 +1,1 @@
+"""Signing secrets: their text form, and how they are stored encrypted."""
