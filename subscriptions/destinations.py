@@ -15,6 +15,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import quote
 
 import idna
@@ -36,9 +37,6 @@ class MalformedURL(DestinationRefused):
 
 class UnsupportedScheme(MalformedURL):
     """A URL, but neither http nor https."""
-
-
-_REMEDY = "WEBHOOKS_ALLOWED_NETWORKS can let it through, for example 127.0.0.0/8."
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,32 +147,50 @@ def check_address(address: str | Address, allowed: Sequence[Network] | None = No
         allowed = conf().allowed_networks
     if isinstance(address, str):
         address = ipaddress.ip_address(address)
+    refusal = _refusal(address, allowed)
+    return None if refusal is None else refusal.reason
+
+
+class _Refusal(NamedTuple):
+    """Why an address is refused, and the network that an operator may allow, if there is one."""
+
+    reason: str
+    network: Network | None = None
+
+    @property
+    def hint(self) -> str:
+        """What an operator can do, as a sentence to append; nothing for metadata services."""
+        if self.network is None:
+            return ""
+        return f" To send there, add {self.network} or a part of it to WEBHOOKS_ALLOWED_NETWORKS."
+
+
+def _refusal(address: Address, allowed: Sequence[Network]) -> _Refusal | None:
     if isinstance(address, ipaddress.IPv6Address):
         if address.scope_id is not None:
-            return f"{address} has a zone, which means something on this machine only"
+            return _Refusal(f"{address} has a zone, which means something on this machine only")
         for inner in embedded_ipv4(address):
-            reason = check_address(inner, allowed)
-            if reason is not None:
-                return f"{address} carries {inner}; {reason}"
+            refusal = _refusal(inner, allowed)
+            if refusal is not None:
+                return _Refusal(f"{address} carries {inner}; {refusal.reason}")
     if address in METADATA:
         exact = ipaddress.ip_network(address)
         if exact in allowed:
             return None
-        return f"{address} is a metadata service ({METADATA[address]})"
+        return _Refusal(f"{address} is a metadata service ({METADATA[address]})")
     if any(address in network for network in allowed):
         return None
-    if isinstance(address, ipaddress.IPv4Address):
-        return _matching_reason(address, IPV4_RULES)
-    reason = _matching_reason(address, IPV6_RULES)
-    if reason is None and address not in _GLOBAL_UNICAST and address not in _NAT64:
-        return f"{address} is not global unicast (RFC 4291)"
-    return reason
-
-
-def _matching_reason(address: Address, rules: Iterable[Rule]) -> str | None:
-    for rule in rules:
+    for rule in IPV4_RULES if isinstance(address, ipaddress.IPv4Address) else IPV6_RULES:
         if address in rule.network:
-            return f"{address} is {rule.what} ({rule.source})"
+            return _Refusal(f"{address} is {rule.what} ({rule.source})", rule.network)
+    if (
+        isinstance(address, ipaddress.IPv6Address)
+        and address not in _GLOBAL_UNICAST
+        and address not in _NAT64
+    ):
+        return _Refusal(
+            f"{address} is not global unicast (RFC 4291)", ipaddress.ip_network(address)
+        )
     return None
 
 
@@ -279,15 +295,18 @@ def parse_url(url: str, allowed: Sequence[Network] | None = None) -> Destination
         else _name_or_ipv4(parts["name"], shown)
     )
     if address is not None:
-        reason = check_address(address, allowed)
-        if reason is not None:
-            raise DestinationRefused(f"The host of {shown} is refused: {reason}. {_REMEDY}")
+        refusal = _refusal(address, allowed)
+        if refusal is not None:
+            raise DestinationRefused(
+                f"The host of {shown} is refused: {refusal.reason}.{refusal.hint}"
+            )
         if host != str(address):
             # Octal, hex and short spellings: some parser somewhere reads them differently.
             raise MalformedURL(f"The host of {shown} means {address}; write that instead.")
     elif _is_localhost(host) and all(check_address(a, allowed) for a in ("127.0.0.1", "::1")):
         raise DestinationRefused(
-            f"The host of {shown} is refused: {host} is this machine itself (RFC 6761). {_REMEDY}"
+            f"The host of {shown} is refused: {host} is this machine itself (RFC 6761). "
+            "To send there, add 127.0.0.0/8 to WEBHOOKS_ALLOWED_NETWORKS."
         )
     bracketed = f"[{host}]" if ":" in host else host
     suffix = "" if port == _DEFAULT_PORTS[scheme] else f":{port}"

@@ -20,7 +20,7 @@ class PatternsField(forms.CharField):
     def prepare_value(self, value: Any) -> Any:
         if isinstance(value, list) and all(isinstance(pattern, str) for pattern in value):
             return "\n".join(value)
-        # What somebody wrote past the validation is shown as it is, to be mended.
+        # What somebody wrote past the validation is shown as it is, to be repaired.
         return value if value is None or isinstance(value, str) else json.dumps(value)
 
     def to_python(self, value: Any) -> list[str]:  # type: ignore[override]
@@ -151,21 +151,40 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 class RotateSecretForm(forms.Form):
-    """How long the old secret stays valid."""
+    """How long the old secret stays valid.
+
+    `newest`: the id of the subscription's newest secret (0: it has none). The form is refused
+    if that is no longer the one that it was shown with: a page that is reloaded, or sent by two
+    people, rotates once.
+    """
 
     NOW = "0"
     OVERLAP = "overlap"
 
     old_secret = forms.ChoiceField(label="The old secret", widget=forms.RadioSelect)
+    shown_with = forms.IntegerField(widget=forms.HiddenInput)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, newest: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.newest = newest
+        self.fields["shown_with"].initial = newest
         hours = f"{conf().secret_overlap / 3600:g}"
         self.fields["old_secret"].choices = [  # type: ignore[attr-defined]
             (self.OVERLAP, f"stays valid for {hours} hours, so that the receiver can change over"),
             (self.NOW, "ends now, because it has leaked"),
         ]
         self.fields["old_secret"].initial = self.OVERLAP
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        if cleaned.get("shown_with") != self.newest:
+            # What is shown next is a form for the secret that there is now.
+            self.data = {**self.data.dict(), "shown_with": self.newest}
+            raise forms.ValidationError(
+                "Nothing was done: the secret was rotated after this page was opened, by you or "
+                "by somebody else. If the new secret is lost, rotate it again."
+            )
+        return cleaned
 
     def overlap(self) -> float:
         """In seconds."""

@@ -205,12 +205,17 @@ class SubscriptionAdmin(CarefulAdmin):
         if subscription is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined, no-any-return]
         self.require_change(request, subscription)
-        form = RotateSecretForm(request.POST if request.method == "POST" else None)
-        if request.method == "POST" and form.is_valid():
-            with transaction.atomic():
+        with transaction.atomic():
+            # Two who rotate at the same moment do so one after the other.
+            Subscription.objects.select_for_update().get(pk=subscription.pk)
+            newest = subscription.secrets.values_list("pk", flat=True).order_by("-pk").first() or 0
+            form = RotateSecretForm(
+                request.POST if request.method == "POST" else None, newest=newest
+            )
+            if request.method == "POST" and form.is_valid():
                 secret = subscription.rotate_secret(overlap=form.overlap())
                 self.log_change(request, subscription, "Rotated the signing secret.")
-            return self._show_secret(request, subscription, secret, "has a new signing secret")
+                return self._show_secret(request, subscription, secret, "has a new signing secret")
         return TemplateResponse(
             request,
             "admin/subscriptions/subscription/rotate_secret.html",

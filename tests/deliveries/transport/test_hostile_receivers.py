@@ -255,21 +255,3 @@ def test_a_refused_connection_has_its_name(transport: Transport) -> None:
     error = failure(transport, url)
     assert classify(error) == "refused"
     assert str(error) == "connection refused"
-
-
-def test_a_thousand_silent_receivers_do_not_slow_down_one_that_answers(
-    make_transport: Callable[..., Transport],
-) -> None:
-    transport = make_transport(timeout=5.0, max_in_flight_total=400, max_connections=400)
-    listener = hostile.socket.create_server(("127.0.0.1", 0), backlog=1024)
-    hole = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    try:
-        for _ in range(300):
-            transport.submit(post(hole), lambda result: None)
-        with receiver(hostile.answers(OK)) as server:
-            began = time.monotonic()
-            for _ in range(50):
-                assert transport.send(post(server.url)).status_code == 200
-            assert time.monotonic() - began < 2
-    finally:
-        listener.close()

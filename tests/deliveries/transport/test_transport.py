@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import requests
 
 from deliveries.transport import (
     DestinationBlocked,
+    NotStarted,
     Result,
     Transport,
     TransportClosed,
@@ -108,17 +110,88 @@ def test_send_many_answers_in_order_within_its_window(make_transport: Maker) -> 
     assert transport.send_many([], max_in_flight=1) == []
 
 
-def test_requests_beyond_the_bound_wait_and_their_time_does_not_run(make_transport: Maker) -> None:
+def test_a_request_that_finds_no_place_by_its_time_is_given_back_and_never_sent(
+    make_transport: Maker,
+) -> None:
+    transport = make_transport(timeout=2.0, max_in_flight_total=2)
+    hung, late = Results(), Results()
+    with receiver(hostile.is_silent) as silent, receiver(hostile.answers(OK)) as server:
+        transport.submit(post(silent.url), hung)
+        began = time.monotonic()
+        transport.submit(post(server.url), late, start_by=began + 0.3)
+        (result,) = late.wait()
+        assert 0.25 < time.monotonic() - began < 1.0, "in time, not when a place becomes free"
+        assert isinstance(result.error, NotStarted)
+        assert classify(result.error) == "not_started"
+        assert result.elapsed < 0.1
+        transport.submit(post(server.url), late, start_by=time.monotonic() - 1)
+        transport.submit(post(server.url), late, start_by=began + 60)
+        late.wait(2)
+        assert hung.all, "the last one was sent when the silent one had ended"
+    codes = [classify(one.error) if one.error else "" for one in late.all]
+    assert codes == ["not_started", "not_started", ""]
+    assert server.connections == 1
+
+
+def test_a_request_that_waits_has_its_whole_timeout_from_its_start(make_transport: Maker) -> None:
     transport = make_transport(timeout=0.6, max_in_flight_total=2)
     results = Results()
     with receiver(hostile.is_silent) as server:
         began = time.monotonic()
-        for _ in range(4):
-            transport.submit(post(server.url), results)
-        results.wait(4)
+        for _ in range(2):
+            transport.submit(post(server.url), results, start_by=began + 5)
+        results.wait(2)
         took = time.monotonic() - began
     assert 1.0 < took < 1.9
     assert all(0.4 < result.elapsed < 0.9 for result in results.all)
+
+
+def test_what_fails_has_places_of_its_own_and_cannot_take_all(make_transport: Maker) -> None:
+    """1,000 silent subscriptions with ten requests each; a healthy one does not notice."""
+    transport = make_transport(timeout=8.0, max_in_flight_total=400, max_connections=400)
+    assert (transport.capacity(recovering=True), transport.capacity(recovering=False)) == (100, 300)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    hole = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    given_back = Results()
+    try:
+        start_by = time.monotonic() + 1.0
+        for _ in range(10_000):
+            transport.submit(post(hole), given_back, start_by=start_by, recovering=True)
+        assert transport.capacity(recovering=True) == 100 - 10_000
+        with receiver(hostile.answers(OK)) as server:
+            began = time.monotonic()
+            for _ in range(50):
+                assert transport.send(post(server.url)).status_code == 200
+            assert time.monotonic() - began < 2
+        given_back.wait(9_900)
+        assert {type(one.error) for one in given_back.all} == {NotStarted}
+        assert transport.capacity(recovering=True) == 0
+        assert transport.capacity(recovering=False) == 300
+    finally:
+        listener.close()
+
+
+def test_calls_are_made_on_the_transports_thread_in_the_order_given(
+    transport: Transport, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[tuple[int, str]] = []
+    done = threading.Event()
+
+    def call(number: int) -> None:
+        seen.append((number, threading.current_thread().name))
+        if number == 99:
+            transport.call_soon(done.set)
+        if number == 50:
+            raise RuntimeError("a bug in a call")
+
+    for number in range(100):
+        transport.call_soon(partial(call, number))
+    assert done.wait(5)
+    assert seen == [(number, "webhook-transport") for number in range(100)]
+    assert "a bug in a call" in caplog.text
+    transport.close(0)
+    with pytest.raises(TransportClosed):
+        transport.call_soon(done.set)
 
 
 def test_a_callback_may_submit_and_one_that_fails_harms_nobody(
