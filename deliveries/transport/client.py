@@ -43,11 +43,12 @@ class Transport:
     seconds, sizes in bytes. `timeout` is the total for a request: DNS, connection, TLS, headers
     and body. `allowed_networks` are let through by the destination guard. `ca_file` (PEM)
     defaults to the bundle of certifi. `dns_cache` is how long an address is reused.
-    `max_in_flight_total` requests are under way at once; further ones wait their turn, and their
-    time does not run yet. `max_connections` are kept open, idle ones included. Both are held to
-    half of the process's limit on open files. An answer's body is read up to
-    `max_response_bytes`, then the connection is dropped and the answer stands; its first
-    `keep_response_bytes` are kept. `resolver` has the signature of `socket.getaddrinfo`,
+    `max_in_flight_total` requests are under way at once, further ones wait their turn; a quarter
+    of these places is for requests that are submitted as `recovering`, the others are not for
+    them, so that failing receivers cannot hold up healthy ones. `max_connections` are kept open,
+    idle ones included. Both are held to half of the process's limit on open files. An answer's
+    body is read up to `max_response_bytes`, then the connection is dropped and the answer stands;
+    its first `keep_response_bytes` are kept. `resolver` has the signature of `socket.getaddrinfo`,
     `open_socket` that of `socket.socket`; it is called only for an address that may be dialled.
     """
 
@@ -90,8 +91,14 @@ class Transport:
         on_done: Callable[[Result], None],
         *,
         timeout: float | None = None,
+        start_by: float | None = None,
+        recovering: bool = False,
     ) -> None:
         """Send `request`; `on_done(result)` is called exactly once, whatever happens.
+
+        While all places are taken, the request waits; `timeout` runs from its start. One that
+        has not been started by `start_by` (of `time.monotonic()`) is not sent at all: its error
+        is `NotStarted`. `recovering` requests have places of their own, see `Transport`.
 
         It is called on the transport's own thread, which drives every other request: it must be
         quick, must not block, and may submit. An exception in it is logged and goes no further.
@@ -104,9 +111,28 @@ class Transport:
         `Transfer-Encoding` are left out.
         """
         _check_body(request)
-        job = Job(request, on_done, self._timeout if timeout is None else _checked_timeout(timeout))
+        if timeout is None:
+            timeout = self._timeout
+        else:
+            _checked_timeout(timeout)
+        job = Job(request, on_done, timeout, start_by, recovering)
         driver = self._driver
         while driver is None or not driver.submit(job):
+            driver = self._running_driver(driver)
+
+    def capacity(self, recovering: bool) -> int:
+        """How many more requests of that kind can be started now; less than 0 if some wait."""
+        driver = self._driver
+        return (self._plan.places(recovering)) if driver is None else driver.capacity(recovering)
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Call `function` on the transport's own thread, soon, in the order given.
+
+        From any thread. It must be quick and must not block; an exception in it is logged.
+        Raises `TransportClosed` after `close()`.
+        """
+        driver = self._driver
+        while driver is None or not driver.call_soon(function):
             driver = self._running_driver(driver)
 
     def send(

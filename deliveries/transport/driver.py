@@ -9,7 +9,8 @@ import logging
 import socket
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import requests
@@ -18,6 +19,7 @@ from requests.exceptions import InvalidSchema, InvalidURL
 from deliveries.transport.errors import (
     DestinationBlocked,
     LocalFault,
+    NotStarted,
     ResolverUnavailable,
     TransportClosed,
 )
@@ -60,6 +62,31 @@ class Plan:
     max_in_flight: int
     max_connections: int
 
+    def places(self, recovering: bool) -> int:
+        """How many requests of this kind are under way at once; at least one."""
+        kept = max(1, self.max_in_flight // 4)
+        return kept if recovering else max(1, self.max_in_flight - kept)
+
+
+class Budget:
+    """The places for requests of one kind, and those that wait for one.
+
+    `submitted` is counted by whoever submits, under the driver's lock; the rest is the thread's.
+    """
+
+    __slots__ = ("ended", "in_flight", "places", "submitted", "waiting")
+
+    def __init__(self, places: int) -> None:
+        self.places = places
+        self.in_flight = 0
+        self.submitted = 0
+        self.ended = 0
+        self.waiting: OrderedDict[Job, None] = OrderedDict()
+
+    @property
+    def capacity(self) -> int:
+        return self.places - (self.submitted - self.ended)
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -75,6 +102,9 @@ class Driver:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._inbox: deque[Job] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._budgets = {kind: Budget(plan.places(kind)) for kind in (False, True)}
+        self._start_bys: list[tuple[float, int, Job]] = []
         self._found: deque[tuple[str, Found, float]] = deque()
         self._lock = threading.Lock()
         self._closed = False
@@ -94,7 +124,6 @@ class Driver:
         self._idle: list[Handle] = []
         self._resolving: list[tuple[float, int, Job]] = []
         self._numbers = itertools.count()
-        self._in_flight = 0
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
@@ -109,9 +138,22 @@ class Driver:
         with self._lock:
             if self._closed or self._stop_at is not None:
                 return False
+            self._budgets[job.recovering].submitted += 1
             self._inbox.append(job)
         self._wake()
         return True
+
+    def call_soon(self, function: Callable[[], None]) -> bool:
+        """False if this driver has ended."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._calls.append(function)
+        self._wake()
+        return True
+
+    def capacity(self, recovering: bool) -> int:
+        return self._budgets[recovering].capacity
 
     def stop(self, timeout: float) -> None:
         """Give what is in flight `timeout` seconds, fail the rest, and end the thread."""
@@ -151,15 +193,21 @@ class Driver:
         stop_at = self._stop_at
         if stop_at is None:
             return False
-        return (not self._in_flight and not self._inbox) or time.monotonic() >= stop_at
+        idle = all(budget.submitted == budget.ended for budget in self._budgets.values())
+        return (idle and not self._calls) or time.monotonic() >= stop_at
 
     def _step(self) -> None:
+        while self._calls:
+            self._call(self._calls.popleft())
         while self._found:
             self._learn(*self._found.popleft())
-        while self._inbox and self._in_flight < self._plan.max_in_flight:
-            self._start(self._inbox.popleft())
+        while self._inbox:
+            self._admit(self._inbox.popleft())
+        for budget in self._budgets.values():
+            while budget.waiting and budget.in_flight < budget.places:
+                self._start(budget.waiting.popitem(last=False)[0])
         self._asleep = True
-        events = self._poller.poll(self._patience())
+        events = self._poller.poll(self._poll_timeout())
         self._asleep = False
         for fd, ready in events:
             if fd == self._wakee_fd:
@@ -172,13 +220,49 @@ class Driver:
         self._collect()
         if self._resolving:
             self._give_up_on_names()
+        if self._start_bys:
+            self._give_back_late_ones()
 
-    def _patience(self) -> float | None:
+    def _call(self, function: Callable[[], None]) -> None:
+        try:
+            function()
+        except Exception:
+            logger.exception("a call on the transport's thread failed")
+
+    def _admit(self, job: Job) -> None:
+        """Start `job` if there is a place for it, else let it wait until its `start_by`."""
+        budget = self._budgets[job.recovering]
+        if budget.in_flight < budget.places and not budget.waiting:
+            self._start(job)
+            return
+        budget.waiting[job] = None
+        if job.start_by is not None:
+            heapq.heappush(self._start_bys, (job.start_by, next(self._numbers), job))
+
+    def _give_back_late_ones(self) -> None:
+        now = time.monotonic()
+        while self._start_bys:
+            start_by, _, job = self._start_bys[0]
+            waiting = self._budgets[job.recovering].waiting
+            if job in waiting:
+                if start_by > now:
+                    return
+                del waiting[job]
+                self._not_started(job)
+            heapq.heappop(self._start_bys)
+
+    def _not_started(self, job: Job) -> None:
+        self._begin(job)
+        self._fail(job, NotStarted("not sent: too much else was under way"))
+
+    def _poll_timeout(self) -> float | None:
         """Seconds to sleep at most; None for as long as nothing happens."""
         if (
             self._may_end()
             or self._found
-            or (self._inbox and self._in_flight < self._plan.max_in_flight)
+            or self._inbox
+            or self._calls
+            or any(one.waiting and one.in_flight < one.places for one in self._budgets.values())
         ):
             return 0
         moments = [
@@ -186,6 +270,7 @@ class Driver:
             for moment in (
                 self._timer,
                 self._resolving[0][0] if self._resolving else None,
+                self._start_bys[0][0] if self._start_bys else None,
                 self._stop_at,
             )
             if moment is not None
@@ -208,11 +293,18 @@ class Driver:
     def _on_timer(self, milliseconds: int) -> None:
         self._timer = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
 
-    def _start(self, job: Job) -> None:
-        self._in_flight += 1
-        job.started = now = time.monotonic()
-        job.looked_up = now
+    def _begin(self, job: Job) -> float:
+        self._budgets[job.recovering].in_flight += 1
+        job.started = job.looked_up = now = time.monotonic()
         job.deadline = now + job.timeout
+        return now
+
+    def _start(self, job: Job) -> None:
+        now = time.monotonic()
+        if job.start_by is not None and job.start_by <= now:
+            self._not_started(job)
+            return
+        self._begin(job)
         try:
             target = self._target(job.request.url or "")
         except requests.RequestException as error:
@@ -331,7 +423,9 @@ class Driver:
         self._tell(job, Result(None, error, seconds, "", timings, False))
 
     def _tell(self, job: Job, result: Result) -> None:
-        self._in_flight -= 1
+        budget = self._budgets[job.recovering]
+        budget.in_flight -= 1
+        budget.ended += 1
         if result.error is not None:
             result.error.request = job.request
         try:
@@ -342,16 +436,19 @@ class Driver:
     def _end(self, reason: str) -> None:
         with self._lock:
             self._closed = True
-            never_started, self._inbox = self._inbox, deque()
+            never_started = list(self._inbox)
+            self._inbox.clear()
+        for budget in self._budgets.values():
+            never_started += budget.waiting
         self._names.stop()
         unfinished = [handle.job for handle in self._handles.values() if handle.job is not None]
         unfinished += [job for _, _, job in self._resolving if job.destination is not None]
-        now = time.monotonic()
         for job in never_started:
-            self._in_flight += 1
-            job.started = job.looked_up = now
+            self._begin(job)
         for job in (*unfinished, *never_started):
             self._fail(job, TransportClosed(f"not finished: {reason}"))
+        while self._calls:
+            self._call(self._calls.popleft())
         self._clean_up()
 
     def _clean_up(self) -> None:

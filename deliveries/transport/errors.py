@@ -54,6 +54,10 @@ class TransportClosed(requests.ConnectionError):
     """The process is shutting down. The request may or may not have arrived."""
 
 
+class NotStarted(requests.ConnectionError):
+    """No place was free by `start_by`. Nothing was opened, looked up or sent."""
+
+
 class LocalFault(requests.ConnectionError):
     """This machine could not make the request: no file descriptors, no memory, no certificates."""
 
@@ -70,6 +74,7 @@ _CODES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str],
     ((BadAnswer, ChunkedEncodingError, ContentDecodingError), "protocol"),
     ((DestinationBlocked, InvalidURL, InvalidSchema), "blocked"),
     (TransportClosed, "shutdown"),
+    (NotStarted, "not_started"),
     (LocalFault, "internal"),
 )
 
@@ -79,7 +84,7 @@ def classify(error: BaseException) -> str:
 
     `timeout`, `dns` (no such host, or its zone is dead), `own_dns` (our name servers),
     `refused`, `reset`, `tls`, `protocol` (not HTTP), `blocked` (the guard), `shutdown`,
-    `internal` (this machine), `other`.
+    `not_started` (not by `start_by`), `internal` (this machine), `other`.
     """
     for classes, code in _CODES:
         if isinstance(error, classes):

@@ -67,17 +67,31 @@ class Limits:
 class Job:
     """One submitted request on its way. `timeout` and times are in seconds (monotonic clock)."""
 
-    __slots__ = ("deadline", "destination", "looked_up", "on_done", "request", "started", "timeout")
+    __slots__ = (
+        "deadline",
+        "destination",
+        "looked_up",
+        "on_done",
+        "recovering",
+        "request",
+        "start_by",
+        "started",
+        "timeout",
+    )
 
     def __init__(
         self,
         request: requests.PreparedRequest,
         on_done: Callable[[Result], None],
         timeout: float,
+        start_by: float | None = None,
+        recovering: bool = False,
     ) -> None:
         self.request = request
         self.on_done = on_done
         self.timeout = timeout
+        self.start_by = start_by
+        self.recovering = recovering
         self.started = 0.0
         self.deadline = 0.0
         self.looked_up = 0.0
