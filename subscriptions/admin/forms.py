@@ -179,7 +179,7 @@ class RotateSecretForm(forms.Form):
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
         if cleaned.get("shown_with") != self.newest:
             # What is shown next is a form for the secret that there is now.
-            self.data = {**self.data.dict(), "shown_with": self.newest}
+            self.data = {**self.data, "shown_with": self.newest}
             raise forms.ValidationError(
                 "Nothing was done: the secret was rotated after this page was opened, by you or "
                 "by somebody else. If the new secret is lost, rotate it again."

@@ -263,7 +263,7 @@ def test_a_rotated_secret_is_shown_once(admin_client: Client, choice: str, live:
     page = f"{LIST}{subscription.pk}/rotate-secret/"
     assert admin_client.get(page).status_code == 200
     assert subscription.secrets.count() == 1
-    response = admin_client.post(page, {"old_secret": choice})
+    response = admin_client.post(page, {**rotation(admin_client, page), "old_secret": choice})
     found = SECRET.findall(html.unescape(response.content.decode()))
     assert len(found) == 1
     assert len(stored_secrets(subscription)) == live
@@ -273,6 +273,47 @@ def test_a_rotated_secret_is_shown_once(admin_client: Client, choice: str, live:
     assert not SECRET.search(shown)
     assert shown.count("Made ") == live
     assert (", ends " in shown) == (live == 2)
+
+
+def rotation(client: Client, page: str) -> dict[str, Any]:
+    """What a browser sends that opens the page now."""
+    form = client.get(page).context["form"]
+    return {bound.html_name: bound.value() for bound in form}
+
+
+def test_a_reload_after_rotating_rotates_nothing(admin_client: Client) -> None:
+    subscription = make_subscription()
+    page = f"{LIST}{subscription.pk}/rotate-secret/"
+    sent = rotation(admin_client, page)
+    assert SECRET.search(html.unescape(admin_client.post(page, sent).content.decode()))
+    after = stored_secrets(subscription)
+    reloaded = admin_client.post(page, sent)
+    assert stored_secrets(subscription) == after
+    assert "Nothing was done" in reloaded.content.decode()
+    assert not SECRET.search(html.unescape(reloaded.content.decode()))
+    # The form that is shown then is for the secret that there is now.
+    again = {bound.html_name: bound.value() for bound in reloaded.context["form"]}
+    assert SECRET.search(html.unescape(admin_client.post(page, again).content.decode()))
+    assert len(stored_secrets(subscription)) == 3
+
+
+def test_two_who_rotate_at_once_rotate_once(
+    admin_client: Client, transactional_db: None, at_once: Callable[..., list[Any]]
+) -> None:
+    subscription = make_subscription()
+    page = f"{LIST}{subscription.pk}/rotate-secret/"
+    sent = rotation(admin_client, page)
+    pages = at_once(lambda _: admin_client.post(page, sent).content.decode(), 4)
+    assert sum("Nothing was done" in one for one in pages) == 3
+    assert subscription.secrets.count() == 2
+
+
+def test_a_reload_after_adding_adds_nothing_and_shows_no_secret(admin_client: Client) -> None:
+    admin_client.post(f"{LIST}add/", fields())
+    reloaded = admin_client.post(f"{LIST}add/", fields())
+    assert "name" in reloaded.context["adminform"].form.errors
+    assert not SECRET.search(html.unescape(reloaded.content.decode()))
+    assert Subscription.objects.get().secrets.count() == 1
 
 
 def test_rotating_without_a_choice_changes_nothing(admin_client: Client) -> None:
@@ -376,3 +417,33 @@ def test_a_subscription_is_read_again_with_its_relations(db: None) -> None:
     subscription = make_subscription()
     subscription.refresh_from_db(fields=["secrets", "name"])
     assert subscription.name
+
+
+@pytest.mark.parametrize("headers", ["", "null", "[]", "7", "[" * 100_000])
+def test_headers_are_cleared_or_refused_by_the_change_form(
+    admin_client: Client, headers: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    subscription = make_subscription(headers={"X-Team": "blue"})
+    sent = {**shown_form(admin_client, subscription), "headers": headers}
+    response = admin_client.post(change_page(subscription), sent)
+    taken = headers in ("", "null")
+    assert response.status_code == (302 if taken else 200)
+    subscription.refresh_from_db()
+    assert subscription.headers == ({} if taken else {"X-Team": "blue"})
+    assert subscription.url not in caplog.text
+
+
+@pytest.mark.parametrize("patterns", ["[" * 100_000, '["a", null]', "\0"])
+def test_patterns_that_are_none_are_refused_by_the_form(
+    admin_client: Client, patterns: str
+) -> None:
+    response = admin_client.post(f"{LIST}add/", fields(topic_patterns=patterns))
+    assert response.status_code == 200
+    assert not Subscription.objects.exists()
+
+
+def test_a_name_that_is_invalid_is_not_also_called_taken(admin_client: Client) -> None:
+    make_subscription(name="billing")
+    response = admin_client.post(f"{LIST}add/", fields(name="billing\u200b", url="ftp://x"))
+    errors = response.context["adminform"].form.errors
+    assert "already exists" not in str(errors["name"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from urllib.parse import urlsplit
 
 import pycurl
@@ -149,6 +150,30 @@ def test_every_spelling_of_loopback_is_refused(host: str) -> None:
 def test_an_unusual_spelling_is_refused_even_where_the_address_is_allowed(host: str) -> None:
     with pytest.raises(MalformedURL, match=r"means 127\.0\.0\.1; write that instead"):
         check_url(f"http://{host}/", networks("127.0.0.0/8"))
+
+
+@pytest.mark.parametrize(
+    ("host", "network"),
+    [
+        ("127.0.0.1", "127.0.0.0/8"),
+        ("localhost", "127.0.0.0/8"),
+        ("10.1.2.3", "10.0.0.0/8"),
+        ("[fd12::1]", "fc00::/7"),
+        ("[4000::1]", "4000::1/128"),
+    ],
+)
+def test_a_refusal_names_the_network_that_would_have_to_be_allowed(host: str, network: str) -> None:
+    with pytest.raises(DestinationRefused) as refused:
+        check_url(f"http://{host}/", ())
+    assert re.findall(r"[0-9a-f.:]+/[0-9]+", str(refused.value)) == [network]
+    assert check_url(f"http://{host}/", networks(network))
+
+
+@pytest.mark.parametrize("host", [*map(str, METADATA), "::ffff:169.254.169.254"])
+def test_nobody_is_told_how_to_allow_a_metadata_service(host: str) -> None:
+    with pytest.raises(DestinationRefused) as refused:
+        check_url(f"http://[{host}]/" if ":" in host else f"http://{host}/", ())
+    assert "WEBHOOKS_ALLOWED_NETWORKS" not in str(refused.value)
 
 
 def test_localhost_is_accepted_where_loopback_is_allowed() -> None:
