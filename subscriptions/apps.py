@@ -7,4 +7,4 @@ class SubscriptionsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from subscriptions import checks  # noqa: F401
+        from subscriptions import announce, checks  # noqa: F401

@@ -14,6 +14,7 @@ from django.db.models import Q
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
+from subscriptions import circuit
 from subscriptions.conf import conf
 from subscriptions.ids import uuid7
 from subscriptions.secrets import crypto, signing_secrets
@@ -41,6 +42,7 @@ _CIRCUIT_FIELDS = {
     "last_success_at",
     "last_failure_at",
     "last_error",
+    "failing_by_network",
     "circuit_epoch",
     "probe_count",
     "next_probe_at",
@@ -110,6 +112,8 @@ class Subscription(models.Model):
     last_success_at = models.DateTimeField(null=True, blank=True, editable=False)
     last_failure_at = models.DateTimeField(null=True, blank=True, editable=False)
     last_error = models.TextField(blank=True, default="", editable=False)
+    # Whether the latest failure may be our own network's; see `subscriptions.circuit.fuse`.
+    failing_by_network = models.BooleanField(default=False, db_default=False, editable=False)
     circuit_epoch = models.BigIntegerField(default=0, editable=False)
     probe_count = models.PositiveSmallIntegerField(default=0, editable=False)
     next_probe_at = models.DateTimeField(null=True, blank=True, editable=False)
@@ -177,8 +181,6 @@ class Subscription(models.Model):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Write what changed; see the class. Raises nothing that `Model.save` does not."""
-        from subscriptions import circuit
-
         if self._state.adding:
             super().save(*args, **kwargs)
             self._remember()
@@ -248,8 +250,6 @@ class Subscription(models.Model):
         return self._store_secret(secret, end_others_at=timezone.now() + timedelta(seconds=seconds))
 
     def _store_secret(self, secret: str | None, end_others_at: datetime | None = None) -> str:
-        from subscriptions import circuit
-
         text = signing_secrets.generate() if secret is None else signing_secrets.parse(secret)
         token = crypto.encrypt(text.encode())
         with transaction.atomic():
@@ -286,11 +286,11 @@ class SigningSecret(models.Model):
 
 
 class TripFuse(models.Model):
-    """The one row that says whether circuits may trip; see `subscriptions.fuse`."""
+    """The one row that says whether circuits may trip; see `subscriptions.circuit.fuse`."""
 
     id = models.SmallIntegerField(primary_key=True, default=1)
     blown_at = models.DateTimeField(null=True)
-    mended_at = models.DateTimeField(null=True)
+    reset_at = models.DateTimeField(null=True)
 
 
 class TopicIndexVersion(models.Model):

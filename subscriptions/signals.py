@@ -5,9 +5,9 @@
 and stops neither the others nor the sending. A process that dies between the commit and the
 signal sends none: what must not be missed belongs in the tables.
 
-`fuse_blown` and `fuse_mended` (`sender=None`) say that circuits stopped, and go on, tripping.
+`fuse_blown` and `fuse_reset` (`sender=None`) say that circuits stopped, and go on, tripping.
 
-The last three are the project's own and run inside the transaction that makes the change, so
+The last four are the project's own and run inside the transaction that makes the change, so
 that deliveries follow their subscription's state or neither changes.
 """
 
@@ -22,9 +22,12 @@ from django.dispatch import Signal
 circuit_tripped = Signal()
 circuit_reset = Signal()
 fuse_blown = Signal()
-fuse_mended = Signal()
+fuse_reset = Signal()
+fuse_mended = fuse_reset  # its name in earlier documentation
 
-# Arguments: subscription_ids (a list of UUIDs); enabling also has discard_held (a bool).
+# Arguments: subscription_ids (a list of UUIDs); enabling also has tripped_ids, those of them that
+# were tripped and not paused, and discard_held (a bool). `stopped` is a pause.
+subscriptions_tripped = Signal()
 subscriptions_stopped = Signal()
 subscriptions_enabled = Signal()
 subscriptions_repointed = Signal()
@@ -46,3 +49,8 @@ def after_commit(call: Callable[[], None]) -> None:
 def hand_over(call: Callable[[], None]) -> None:
     """Have `call` made by whoever sends the signals, or make it if that is nobody else."""
     announcer.get()(call)
+
+
+def one_line(error: str) -> str:
+    """An error as a log shows it."""
+    return " ".join(error.split())[:200]

@@ -19,7 +19,7 @@ from uuid import UUID
 from django.db import InterfaceError, InternalError, OperationalError, transaction
 
 from deliveries.claiming.claims import ClaimedDelivery, ClaimedLane
-from deliveries.judging.policy import Next, Verdict
+from deliveries.judging.policy import OWN_FAULTS, Next, Verdict
 from deliveries.keeping.holding import hold
 from subscriptions import circuit, fuse, signals
 from subscriptions.database import worker_cursor
@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 # What the database raises when it is away, restarting, or (InternalError) read-only for a while.
 AWAY = (OperationalError, InterfaceError, InternalError)
+
+# Outcomes that may be our own network's fault: they count for the fuse.
+NETWORK = frozenset({"timeout", "dns", "refused", "reset", "tls", "other"})
 
 
 @dataclass(slots=True)
@@ -209,8 +212,16 @@ def _tell_circuits(results: Sequence[Result]) -> set[UUID]:
             ),
             error=failed[-1].error if failed else "",
             failed=bool(failed),
+            network=_by_network(failed),
+            answered=any(one.status_code is not None for one in batch),
         )
     return set(circuit.record(list(reports.values())))
+
+
+def _by_network(failed: Sequence[Result]) -> bool:
+    """Whether the last of these failures that was the receiver's may be our network's as well."""
+    outcomes = [one.outcome for one in failed if one.outcome not in OWN_FAULTS]
+    return bool(outcomes) and outcomes[-1] in NETWORK
 
 
 def _successes(results: Sequence[Result]) -> list[ClaimedLane]:
@@ -237,7 +248,11 @@ def _tell_probed(result: Result) -> None:
         circuit.reset([lane.subscription_id], epoch=lane.epoch)
     else:
         circuit.record_failed_probe(
-            lane.subscription_id, lane.epoch, result.error, counts=not result.excused
+            lane.subscription_id,
+            lane.epoch,
+            result.error,
+            counts=not result.excused,
+            answered=result.status_code is not None,
         )
 
 

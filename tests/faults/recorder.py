@@ -1,6 +1,6 @@
 """Loaded into the workers with `--include`: writes down each signal of the circuit.
 
-One line each, `tripped` or `reset`, then the subscription's id, or `blown` or `mended` for the
+One line each, `tripped` or `reset`, then the subscription's id, or `blown` or `reset` for the
 fuse, to the file that `FAULTS_SIGNALS` names. A write of less than a page with O_APPEND is never
 torn or interleaved.
 """
@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from subscriptions.models import Subscription
-from subscriptions.signals import circuit_reset, circuit_tripped, fuse_blown, fuse_mended
+from subscriptions.signals import circuit_reset, circuit_tripped, fuse_blown, fuse_reset
 
 FILE_VARIABLE = "FAULTS_SIGNALS"
 
@@ -36,11 +36,11 @@ def _blown(**_: Any) -> None:
     write("blown")
 
 
-def _mended(**_: Any) -> None:
-    write("mended")
+def _reset_fuse(**_: Any) -> None:
+    write("reset")
 
 
 circuit_tripped.connect(_tripped, dispatch_uid="faults")
 circuit_reset.connect(_reset, dispatch_uid="faults")
 fuse_blown.connect(_blown, dispatch_uid="faults")
-fuse_mended.connect(_mended, dispatch_uid="faults")
+fuse_reset.connect(_reset_fuse, dispatch_uid="faults")

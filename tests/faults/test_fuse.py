@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from subscriptions.circuit.fuse import blown
+from subscriptions.circuit.rules import allowed_trips
 from subscriptions.conf import conf
-from subscriptions.fuse import allowed_trips, blown
 from tests.faults.invariants import check_invariants
 from tests.faults.receivers import always
 from tests.faults.report import Row
@@ -69,7 +70,7 @@ def test_a_failure_of_our_own_network_does_not_trip_everyone(world: World, measu
     )
     assert world.states(names) == {"active": LANES}
     assert not blown()
-    assert world.fuse_signals() == ["blown", "mended"]
+    assert world.fuse_signals() == ["blown", "reset"]
 
     back.respond = lambda request: always(500 if request.lane == names[0] else 200)(request)
     world.ledger.publish(names[0])
@@ -77,7 +78,7 @@ def test_a_failure_of_our_own_network_does_not_trip_everyone(world: World, measu
     world.pause_all()
     world.wait_until_settled()
     found = check_invariants(world, replayed=False)
-    assert world.fuse_signals() == ["blown", "mended"]
+    assert world.fuse_signals() == ["blown", "reset"]
     measured.add(
         would_have_tripped=LANES,
         allowed=f"{most:g}",

@@ -193,7 +193,7 @@ class World:
         return [(words[0], UUID(words[1])) for words in self._signals() if len(words) == 2]
 
     def fuse_signals(self) -> list[str]:
-        """`blown` and `mended`, as any process of the installation said."""
+        """`blown` and `reset`, as any process of the installation said."""
         return [words[0] for words in self._signals() if len(words) == 1]
 
     def _signals(self) -> list[list[str]]:

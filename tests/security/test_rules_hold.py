@@ -23,7 +23,6 @@ from deliveries.judging.policy import (
     parse_retry_after,
 )
 from deliveries.sending import signing
-from subscriptions.circuit import count_after, probe_delay, tally, trips
 from subscriptions.secrets.signing_secrets import generate
 from subscriptions.topics import PatternTrie, matches
 from tests.security.properties import FIXED
@@ -139,15 +138,6 @@ def test_our_own_faults_cost_a_receiver_nothing(
     assert throttled.result is None
 
 
-@FIXED
-@given(st.integers(0, 10**6), st.floats(0.05, 3600), st.floats(3600, 10**9))
-def test_probes_never_come_faster_nor_later_than_the_limit(
-    probes: int, first: float, most: float
-) -> None:
-    assert first <= probe_delay(probes, first, most) <= most
-    assert probe_delay(probes, first, most) <= probe_delay(probes + 1, first, most)
-
-
 # `Retry-After`.
 
 stamps = st.datetimes(timezones=st.just(UTC))
@@ -194,28 +184,6 @@ def test_a_date_is_the_seconds_until_then_within_the_limits(apart: int) -> None:
     text = email.utils.format_datetime(NOW + timedelta(seconds=apart), usegmt=True)
     expected = min(RETRY_AFTER_MOST, max(RETRY_AFTER_LEAST, apart))
     assert parse_retry_after(text, NOW) == expected
-
-
-# The circuit's arithmetic: one batch must mean the same as its results one by one.
-
-
-@FIXED
-@given(
-    st.lists(st.sampled_from([True, False, None]), max_size=30),
-    st.integers(0, 12),
-    st.integers(1, 8),
-)
-def test_a_batch_of_results_counts_as_they_would_one_by_one(
-    results: list[bool | None], count: int, threshold: int
-) -> None:
-    assume(count < threshold)
-    now, tripped = count, False
-    for result in results:
-        now = now if result is None else 0 if result else now + 1
-        tripped = tripped or now >= threshold
-    batch = tally(results)
-    assert count_after(count, batch) == now
-    assert trips(count, batch, threshold) == tripped
 
 
 # What is signed.

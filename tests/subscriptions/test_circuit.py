@@ -310,7 +310,7 @@ def test_trips_failed_probes_and_resets_have_one_line_each_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     subscription = make_subscription(name="billing")
-    with caplog.at_level("INFO", "subscriptions.circuit"):
+    with caplog.at_level("INFO", "subscriptions"):
         trip(subscription)
         subscription.refresh_from_db()
         circuit.record_failed_probe(subscription.pk, subscription.circuit_epoch, "no\nanswer")

@@ -1,8 +1,22 @@
-"""Every rule of counting and tripping, on values."""
+"""Counting, tripping and probing: the rules on values, and the statements that run against them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 
 import pytest
+from django.db import connection, transaction
+from django.utils import timezone
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from subscriptions.circuit import Tally, count_after, probe_delay, tally, trips
+from subscriptions import circuit
+from subscriptions.circuit import Tally, tally
+from subscriptions.models import Subscription
+from tests.factories import make_subscription
+from tests.security.properties import FIXED
 
 OK, BAD, SILENT = True, False, None
 
@@ -24,45 +38,102 @@ def test_results_are_folded_in_their_order(results: list[bool | None], expected:
     assert tally(results) == expected
 
 
-def test_a_success_sets_the_count_to_zero() -> None:
-    assert count_after(4, tally([OK])) == 0
-    assert count_after(4, tally([OK, BAD])) == 1
+@dataclass
+class Told:
+    """A circuit with `count` failures is told `results`, all at once."""
+
+    count: int
+    results: list[bool | None]
+    gone: bool
+
+    def expected(self, threshold: int) -> tuple[int, bool]:
+        """The count afterwards, and whether it trips: one result after the other."""
+        count, tripped = self.count, self.gone
+        for result in self.results:
+            if result is not None:
+                count = 0 if result else count + 1
+                # A success never trips, however high the count was.
+                tripped = tripped or (not result and count >= threshold)
+        return count, tripped
 
 
-def test_failures_add_to_the_count() -> None:
-    assert count_after(2, tally([BAD, BAD])) == 4
-
-
-def test_silence_leaves_the_count() -> None:
-    assert count_after(3, tally([SILENT])) == 3
-
-
-@pytest.mark.parametrize(
-    ("count", "results", "expected"),
-    [
-        (4, [BAD], True),
-        (3, [BAD], False),
-        (0, [BAD] * 5, True),
-        (0, [BAD] * 4, False),
-        (4, [OK, BAD], False),
-        (4, [BAD, OK], True),  # it did reach five in a row before it recovered
-        (0, [OK] + [BAD] * 5 + [OK], True),
-        (4, [SILENT], False),
-        (7, [OK], False),  # counted while the fuse was blown, or under a higher threshold
-        (7, [SILENT, OK], False),
-        (7, [BAD], True),
-    ],
+cases = st.builds(
+    Told,
+    st.integers(0, 9),
+    st.lists(st.sampled_from([OK, BAD, BAD, SILENT]), min_size=1, max_size=8),
+    st.sampled_from([False] * 9 + [True]),
 )
-def test_five_in_a_row_trip(count: int, results: list[bool | None], expected: bool) -> None:
-    assert trips(count, tally(results), threshold=5) is expected
+MANY = 12
 
 
-def test_gone_trips_at_once() -> None:
-    assert trips(0, tally([BAD], gone=True), threshold=5)
+def record(
+    subscriptions: list[Subscription], told: list[Told], threshold: int
+) -> list[tuple[int, bool]]:
+    ids = [one.pk for one in subscriptions]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE subscriptions_subscription s SET enabled = true, auto_disabled_at = NULL, "
+            "circuit_epoch = 0, consecutive_failures = given.count "
+            "FROM unnest(%s::uuid[], %s::int[]) AS given (id, count) WHERE s.id = given.id",
+            [ids, [one.count for one in told]],
+        )
+    reports = [
+        circuit.Report(
+            key,
+            0,
+            tally(one.results, gone=one.gone),
+            error="an error",
+            failed=one.gone or not all(one.results),
+        )
+        for key, one in zip(ids, told, strict=True)
+    ]
+    with transaction.atomic():
+        tripped = circuit.record(reports)
+    rows = Subscription.objects.in_bulk(ids)
+    assert {key for key in ids if rows[key].state == "tripped"} == set(tripped)
+    return [(rows[key].consecutive_failures, rows[key].state == "tripped") for key in ids]
 
 
+@pytest.mark.django_db(transaction=True)
+def test_one_statement_counts_and_trips_as_the_results_would_one_by_one(
+    configure: Callable[..., None],
+) -> None:
+    subscriptions = sorted((make_subscription() for _ in range(MANY)), key=lambda one: one.pk)
+    seen: set[tuple[bool, bool, bool]] = set()
+
+    @settings(FIXED, max_examples=60)
+    @given(st.lists(cases, min_size=MANY, max_size=MANY), st.integers(1, 7))
+    def hold(told: list[Told], threshold: int) -> None:
+        configure(circuit_threshold=threshold)
+        expected = [one.expected(threshold) for one in told]
+        assert record(subscriptions, told, threshold) == expected
+        seen.update(
+            (one.gone, OK in one.results, trips)
+            for one, (_, trips) in zip(told, expected, strict=True)
+        )
+
+    hold()
+    assert len(seen) >= 6, "trips and none, with a success and without, and answers of 410"
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize(
-    ("probes", "delay"), [(0, 300), (1, 600), (2, 1200), (6, 19200), (7, 21600), (10_000, 21600)]
+    ("probes", "delay"), [(0, 600), (1, 1200), (5, 19200), (6, 21600), (100, 21600)]
 )
-def test_probes_come_half_as_often_each_time_up_to_a_limit(probes: int, delay: float) -> None:
-    assert probe_delay(probes, first=300, most=21600) == delay
+def test_probes_come_half_as_often_each_time_up_to_a_limit(
+    configure: Callable[..., None], probes: int, delay: float
+) -> None:
+    configure(probe_first=300.0, probe_most=21600.0)
+    subscription = make_subscription()
+    with transaction.atomic():
+        circuit.record(
+            [circuit.Report(subscription.pk, 1, tally([BAD], gone=True), "gone", failed=True)]
+        )
+    Subscription.objects.filter(pk=subscription.pk).update(probe_count=probes)
+    subscription.refresh_from_db()
+    circuit.record_failed_probe(subscription.pk, subscription.circuit_epoch, "again")
+    subscription.refresh_from_db()
+    assert subscription.next_probe_at is not None
+    assert abs(subscription.next_probe_at - timezone.now() - timedelta(seconds=delay)) < timedelta(
+        seconds=5
+    )

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
-from subscriptions import circuit, fuse
-from subscriptions.circuit import Report, tally
+from subscriptions import circuit
+from subscriptions.circuit import Report, fuse, tally
+from subscriptions.circuit.rules import allowed_trips
 from subscriptions.models import Subscription
-from subscriptions.signals import fuse_blown, fuse_mended
+from subscriptions.signals import fuse_blown, fuse_reset
 from tests.factories import make_subscription
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -25,22 +25,34 @@ pytestmark = pytest.mark.django_db(transaction=True)
     ("active", "limit"), [(1, 10), (50, 10), (51, 10.2), (100, 20), (1000, 200)]
 )
 def test_ten_trips_or_a_fifth_are_allowed(active: int, limit: float) -> None:
-    assert fuse.allowed_trips(active, 10, 0.2) == pytest.approx(limit)
+    assert allowed_trips(active, 10, 0.2) == pytest.approx(limit)
 
 
-def fail(*subscriptions: Subscription, gone: bool = False) -> list[uuid.UUID]:
+def fail(
+    *subscriptions: Subscription, answered: bool = False, gone: bool = False
+) -> list[uuid.UUID]:
+    """Five failures each: timeouts, or HTTP answers."""
     with transaction.atomic():
         return circuit.record(
             [
-                Report(one.pk, one.circuit_epoch, tally([False] * 5, gone=gone), "timeout", True)
+                Report(
+                    one.pk,
+                    one.circuit_epoch,
+                    tally([False] * 5, gone=gone),
+                    error="500" if answered else "timeout",
+                    failed=True,
+                    network=not answered,
+                    answered=answered,
+                )
                 for one in subscriptions
             ]
         )
 
 
 def succeed(subscription: Subscription) -> None:
+    report = Report(subscription.pk, subscription.circuit_epoch, tally([True]), answered=True)
     with transaction.atomic():
-        circuit.record([Report(subscription.pk, subscription.circuit_epoch, tally([True]))])
+        circuit.record([report])
 
 
 @pytest.fixture
@@ -56,11 +68,11 @@ def test_the_eleventh_trip_blows_the_fuse_and_says_why(
     def blow(**_: Any) -> None:
         told.append("blown")
 
-    def mend(**_: Any) -> None:
-        told.append("mended")
+    def reset(**_: Any) -> None:
+        told.append("reset")
 
     fuse_blown.connect(blow)
-    fuse_mended.connect(mend)
+    fuse_reset.connect(reset)
     with caplog.at_level(logging.ERROR):
         tripped = [one for subscription in many for one in fail(subscription)]
     assert len(tripped) == 10
@@ -70,23 +82,23 @@ def test_the_eleventh_trip_blows_the_fuse_and_says_why(
     assert Subscription.objects.active().count() == 10
     many[15].refresh_from_db()
     assert many[15].consecutive_failures == 5
-    # The first failing one that answers again mends it, and trips go on.
+    # The first failing one that answers again resets it, and trips go on.
     succeed(many[15])
     assert not fuse.blown()
-    assert told == ["blown", "mended"]
+    assert told == ["blown", "reset"]
     assert fail(many[16]) == [many[16].pk]
 
 
-def test_a_success_from_before_it_blew_does_not_mend_it(many: list[Subscription]) -> None:
+def test_a_success_from_before_it_blew_does_not_reset_it(many: list[Subscription]) -> None:
     before = timezone.now()
     fail(*many[:15])
-    fuse.mend(before)
+    fuse.reset(before)
     assert fuse.blown()
-    fuse.mend(timezone.now())
+    fuse.reset(timezone.now())
     assert not fuse.blown()
 
 
-def test_healthy_successes_meanwhile_do_not_mend_it(many: list[Subscription]) -> None:
+def test_healthy_successes_meanwhile_do_not_reset_it(many: list[Subscription]) -> None:
     fail(*many[:15])
     assert fuse.blown()
     succeed(many[19])
@@ -109,14 +121,18 @@ def test_a_success_of_one_that_the_fuse_kept_enabled_does_not_trip_it(
 
 def test_trips_of_long_ago_do_not_add_up(many: list[Subscription]) -> None:
     assert len(fail(*many[:10])) == 10
-    Subscription.objects.tripped().update(auto_disabled_at=timezone.now() - timedelta(minutes=6))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE subscriptions_subscription SET auto_disabled_at = now() - interval '6 minutes' "
+            "WHERE NOT enabled"
+        )
     assert len(fail(*many[10:])) == 10
 
 
 def test_gone_is_an_answer_and_trips_in_any_case(many: list[Subscription]) -> None:
     fail(*many[:11])
     assert fuse.blown()
-    assert fail(many[12], gone=True) == [many[12].pk]
+    assert fail(many[12], answered=True, gone=True) == [many[12].pk]
 
 
 def test_twenty_workers_that_trip_at_once_count_each_other(
@@ -126,3 +142,59 @@ def test_twenty_workers_that_trip_at_once_count_each_other(
     assert sum(len(one) for one in tripped) == 10
     assert Subscription.objects.tripped().count() == 10
     assert fuse.blown()
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_answers_trip_however_many_they_are_and_blow_no_fuse(
+    many: list[Subscription], gone: bool
+) -> None:
+    assert len(fail(*many[:15], answered=True, gone=gone)) == 15
+    assert not fuse.blown()
+    # And they leave all of its trips to those that cannot be reached.
+    assert fail(many[15]) == [many[15].pk]
+
+
+def test_answers_trip_while_the_fuse_is_blown(many: list[Subscription]) -> None:
+    fail(*many[:12])
+    assert fuse.blown()
+    assert fail(many[13], answered=True) == [many[13].pk]
+    assert fuse.blown(), "an answer of one that could be reached all along says nothing"
+
+
+def test_an_error_answered_by_one_that_could_not_be_reached_resets_it(
+    many: list[Subscription],
+) -> None:
+    fail(*many[:12])
+    with transaction.atomic():
+        circuit.record(
+            [
+                Report(
+                    many[3].pk, many[3].circuit_epoch, tally([None]),
+                    error="503", failed=True, answered=True,
+                )
+            ]
+        )  # fmt: skip
+    assert not fuse.blown()
+
+
+def test_an_operator_who_resets_a_circuit_does_not_reset_the_fuse(
+    many: list[Subscription],
+) -> None:
+    for one in many[:11]:
+        fail(one)
+    assert fuse.blown()
+    circuit.reset([many[0].pk])
+    assert fuse.blown()
+
+
+@pytest.mark.parametrize("answer", ["success", "500", "none", "too late"])
+def test_a_probe_that_is_answered_resets_it(many: list[Subscription], answer: str) -> None:
+    for one in many[:11]:
+        fail(one)
+    probed = Subscription.objects.get(pk=many[0].pk)
+    epoch = probed.circuit_epoch - (answer == "too late")
+    if answer in ("success", "too late"):
+        circuit.reset([probed.pk], epoch=epoch)
+    else:
+        circuit.record_failed_probe(probed.pk, epoch, answer, answered=answer == "500")
+    assert fuse.blown() == (answer in ("none", "too late"))

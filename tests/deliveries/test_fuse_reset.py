@@ -1,4 +1,4 @@
-"""A failing subscription that answers again mends the fuse, whoever is in the way."""
+"""A failing subscription that answers again resets the fuse, whoever is in the way."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from django.utils import timezone
 from deliveries import publish
 from deliveries.receiver import Receiver
 from deliveries.sending.worker import Sender
-from subscriptions import fuse
+from subscriptions.circuit import fuse
 from subscriptions.models import Subscription, TripFuse
-from subscriptions.signals import fuse_mended
+from subscriptions.signals import fuse_reset
 from tests.factories import make_subscription, statuses
 from tests.webhooks_project.waiting import eventually
 
@@ -22,19 +22,21 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def recovering(receiver: Receiver, sender: Sender) -> Subscription:
     """It failed, the fuse is blown, and what it gets next will arrive."""
     subscription = make_subscription(url=receiver.url)
-    Subscription.objects.filter(pk=subscription.pk).update(consecutive_failures=3)
+    Subscription.objects.filter(pk=subscription.pk).update(
+        consecutive_failures=3, failing_by_network=True
+    )
     TripFuse.objects.update_or_create(pk=1, defaults={"blown_at": timezone.now()})
     publish("test.one", {})
     return subscription
 
 
-def test_a_success_mends_it(recovering: Subscription, sender: Sender) -> None:
+def test_a_success_resets_it(recovering: Subscription, sender: Sender) -> None:
     told: list[bool] = []
 
-    def mended(**_: object) -> None:
+    def was_reset(**_: object) -> None:
         told.append(True)
 
-    fuse_mended.connect(mended)
+    fuse_reset.connect(was_reset)
     sender.serve([recovering.pk], recovering=True)
     assert statuses(recovering) == {"succeeded": 1}
     assert not fuse.blown()

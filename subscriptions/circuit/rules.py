@@ -1,0 +1,68 @@
+"""What a circuit is told, and how much may trip: values and pure functions."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a series of results says to the circuit of one subscription.
+
+    `before`: counted failures before the first success; `peak`: the longest run of them;
+    `after`: those after the last success; `succeeded`: whether there was one; `gone`: whether
+    the receiver answered 410, which trips at once.
+    """
+
+    before: int = 0
+    peak: int = 0
+    after: int = 0
+    succeeded: bool = False
+    gone: bool = False
+
+
+def tally(results: Iterable[bool | None], *, gone: bool = False) -> Tally:
+    """Fold results in the order they came: True a success, False a failure that counts.
+
+    None is a result that says nothing (an attempt with a quick retry left, a 429, a fault of
+    our own).
+    """
+    before = peak = run = 0
+    succeeded = False
+    for result in results:
+        if result is None:
+            continue
+        if result:
+            succeeded = True
+            run = 0
+        else:
+            run += 1
+            peak = max(peak, run)
+            if not succeeded:
+                before = run
+    return Tally(before=before, peak=peak, after=run, succeeded=succeeded, gone=gone)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The results of one subscription's requests, made in one circuit epoch.
+
+    `failed`: whether one of them failed, with `error`. `network`: whether these failures may be
+    our own network's (no connection, a timeout, no address), so that they count for the fuse.
+    `answered`: whether an HTTP answer came to any of them, whatever its status.
+    """
+
+    subscription_id: uuid.UUID
+    epoch: int
+    tally: Tally
+    error: str = ""
+    failed: bool = False
+    network: bool = False
+    answered: bool = False
+
+
+def allowed_trips(active: int, at_least: int, share: float) -> float:
+    """How many of `active` subscriptions may trip within the fuse's window."""
+    return max(at_least, share * active)
