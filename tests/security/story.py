@@ -37,7 +37,8 @@ from deliveries import publish
 from deliveries.claiming.bodies import EventBodies
 from deliveries.claiming.claims import claim
 from deliveries.models import Attempt, Delivery, Event
-from deliveries.sending.worker import Sender, signing
+from deliveries.sending import signing
+from deliveries.sending.worker import Sender
 from deliveries.transport import Transport
 from deliveries.waking import wakeups
 from subscriptions.conf import conf
