@@ -42,7 +42,8 @@ class Transport:
     It starts its thread with the first request, and anew in a forked child. Times are in
     seconds, sizes in bytes. `timeout` is the total for a request: DNS, connection, TLS, headers
     and body. `allowed_networks` are let through by the destination guard. `ca_file` (PEM)
-    defaults to the bundle of certifi. `dns_cache` is how long an address is reused.
+    defaults to the bundle of certifi. `dns_cache` is how long an address is used before its name is looked up anew, and
+    `dns_stale` how long after that it is used while the name servers do not answer.
     `max_in_flight_total` requests are under way at once, further ones wait their turn; a quarter
     of these places is for requests that are submitted as `recovering`, the others are not for
     them, so that failing receivers cannot hold up healthy ones. `max_connections` are kept open,
@@ -59,6 +60,7 @@ class Transport:
         allowed_networks: Sequence[Network],
         ca_file: str = "",
         dns_cache: float = 30.0,
+        dns_stale: float = 300.0,
         max_connections: int = 1000,
         max_in_flight_total: int = 1000,
         resolver: Resolver = socket.getaddrinfo,
@@ -77,6 +79,7 @@ class Transport:
             ),
             resolver=resolver,
             dns_cache=dns_cache,
+            dns_stale=dns_stale,
             max_in_flight=_within_file_limit(max_in_flight_total, "max_in_flight_total"),
             max_connections=_within_file_limit(max_connections, "max_connections"),
         )

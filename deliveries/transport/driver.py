@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import requests
 from requests.exceptions import InvalidSchema, InvalidURL
@@ -36,8 +37,8 @@ from subscriptions.destinations import (
     parse_url,
 )
 
-MOST_IDLE_HANDLES = 1000
-MOST_TARGETS = 10_000
+MAX_IDLE_HANDLES = 1000
+MAX_TARGETS = 20_000
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Plan:
     limits: Limits
     resolver: Resolver
     dns_cache: float
+    dns_stale: float
     max_in_flight: int
     max_connections: int
 
@@ -105,7 +107,7 @@ class Driver:
         self._calls: deque[Callable[[], None]] = deque()
         self._budgets = {kind: Budget(plan.places(kind)) for kind in (False, True)}
         self._start_bys: list[tuple[float, int, Job]] = []
-        self._found: deque[tuple[str, Found, float]] = deque()
+        self._found: deque[tuple[Name, Found, float]] = deque()
         self._lock = threading.Lock()
         self._closed = False
         self._asleep = False
@@ -118,8 +120,10 @@ class Driver:
         self._poller.register(self._wakee_fd, READ)
         self._watched: set[int] = set()
         self._timer: float | None = None
-        self._names = NameBook(plan.resolver, plan.limits.allowed, plan.dns_cache, self._on_found)
-        self._targets: dict[str, Target] = {}
+        self._names = NameBook(
+            plan.resolver, plan.limits.allowed, plan.dns_cache, plan.dns_stale, self._on_found
+        )
+        self._target = lru_cache(maxsize=MAX_TARGETS)(self._read_url)
         self._handles: dict[pycurl.Curl, Handle] = {}
         self._idle: list[Handle] = []
         self._resolving: list[tuple[float, int, Job]] = []
@@ -163,8 +167,8 @@ class Driver:
         self._wake()
         self.thread.join()
 
-    def _on_found(self, host: str, found: Found, took: float) -> None:
-        self._found.append((host, found, took))
+    def _on_found(self, name: Name, found: Found, took: float) -> None:
+        self._found.append((name, found, took))
         self._wake()
 
     def _wake(self) -> None:
@@ -318,38 +322,31 @@ class Driver:
             self._launch(job, target.destination, target.pin)
             return
         name = self._names.get(target.destination.host, now)
-        if name.under_way:
+        if name.must_wait(now):
             job.destination = target.destination
+            job.name = name
             name.waiting[job] = None
             heapq.heappush(self._resolving, (job.deadline, next(self._numbers), job))
         else:
             self._follow(job, target.destination, name)
 
-    def _target(self, url: str) -> Target:
-        target = self._targets.get(url)
-        if target is None:
-            destination = self._parse(url)
-            pin = None
-            if destination.address is not None:
-                pin = Pin(destination.port, (str(destination.address),), literal=True)
-            if len(self._targets) >= MOST_TARGETS:
-                self._targets.clear()
-            target = self._targets[url] = Target(destination, pin)
-        return target
-
-    def _parse(self, url: str) -> Destination:
+    def _read_url(self, url: str) -> Target:
         try:
-            return parse_url(url, self._plan.limits.allowed)
+            destination = parse_url(url, self._plan.limits.allowed)
         except UnsupportedScheme as error:
             raise InvalidSchema(str(error)) from None
         except MalformedURL as error:
             raise InvalidURL(str(error)) from None
         except DestinationRefused as error:
             raise DestinationBlocked(str(error)) from None
+        pin = None
+        if destination.address is not None:
+            pin = Pin(destination.port, (str(destination.address),), literal=True)
+        return Target(destination, pin)
 
-    def _learn(self, host: str, found: Found, took: float) -> None:
+    def _learn(self, name: Name, found: Found, took: float) -> None:
         now = time.monotonic()
-        name = self._names.learn(host, found, took, now)
+        self._names.learn(name, found, took, now)
         waiting, name.waiting = name.waiting, {}
         for job in waiting:
             destination, job.destination = job.destination, None
@@ -375,10 +372,11 @@ class Driver:
             job = heapq.heappop(self._resolving)[2]
             destination, job.destination = job.destination, None
             if destination is not None:
-                self._names.leave(destination.host, job)
+                # A lookup may last much longer than a request.
+                del job.name.waiting[job]
                 job.looked_up = now
                 late = f"{destination.host} was not looked up within {job.timeout:g} s"
-                self._fail(job, self._names.unanswered(destination.host, ResolverUnavailable(late)))
+                self._fail(job, self._names.unanswered(job.name, ResolverUnavailable(late)))
 
     def _launch(self, job: Job, destination: Destination, pin: Pin) -> None:
         handle = self._idle.pop() if self._idle else Handle(self._plan.limits)
@@ -411,7 +409,7 @@ class Driver:
         self._multi.remove_handle(handle.curl)
         del self._handles[handle.curl]
         handle.release()
-        if len(self._idle) < MOST_IDLE_HANDLES:
+        if len(self._idle) < MAX_IDLE_HANDLES:
             self._idle.append(handle)
         else:
             handle.curl.close()

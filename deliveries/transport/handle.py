@@ -71,6 +71,7 @@ class Job:
         "deadline",
         "destination",
         "looked_up",
+        "name",
         "on_done",
         "recovering",
         "request",
@@ -95,7 +96,9 @@ class Job:
         self.started = 0.0
         self.deadline = 0.0
         self.looked_up = 0.0
+        # While it waits for its host name.
         self.destination: Destination | None = None
+        self.name: Any = None
 
 
 class Handle:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import itertools
 import logging
 import math
-import queue
 import socket
-import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import requests
@@ -22,15 +21,20 @@ from deliveries.transport.errors import (
     LocalFault,
     ResolverUnavailable,
 )
+from deliveries.transport.lookups import LookupThreads
 from subscriptions.conf import Network
 from subscriptions.destinations import DestinationRefused, check_addresses
 
-# A lookup that took longer than this, or that failed by our own fault, is made in the slow lane
-# the next time, so that names whose servers are dead cannot occupy all the threads.
+# A name whose lookup took longer than this, or failed by our own fault, shares few threads with
+# others like it the next time.
 SLOW_LOOKUP = 1.0
 FAILURE_CACHE = 1.0
-THREADS_PER_LANE = 8
-MOST_NAMES = 10_000
+
+# Names that are remembered: those that were used last. libcurl has room for 29,999 pins.
+MAX_NAMES = 20_000
+
+# Of the addresses of a name all are judged, and so many are dialled one after the other.
+MAX_ADDRESSES = 32
 
 logger = logging.getLogger(__name__)
 
@@ -71,28 +75,40 @@ class Pin:
 
 
 class Name:
-    """What is known of one host name. Touched by the driving thread only, but for `begun`."""
+    """What is known of one host name. Touched by the driving thread only, but for `begun`.
+
+    `expires`: until then it is not looked up anew; `usable_until`: until then its addresses are
+    used while it is being looked up anew. Both of `time.monotonic()`.
+    """
 
     __slots__ = (
         "begun",
         "expires",
         "failing_since",
         "found",
+        "host",
         "pins",
         "slow",
         "under_way",
+        "usable_until",
         "waiting",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, host: str) -> None:
+        self.host = host
         self.found: Found | None = None
         self.expires = 0.0
+        self.usable_until = 0.0
         self.under_way = False
         self.begun: float | None = None
         self.failing_since: float | None = None
         self.slow = False
         self.waiting: dict[Any, None] = {}
         self.pins: dict[int, Pin] = {}
+
+    def must_wait(self, now: float) -> bool:
+        """Whether a request has to wait for the lookup that is under way."""
+        return self.under_way and now >= self.usable_until
 
     def pin(self, port: int) -> Pin:
         pin = self.pins.get(port)
@@ -101,69 +117,84 @@ class Name:
             pin = self.pins[port] = Pin(port, self.found)
         return pin
 
-    def learn(self, found: Found, now: float, cache: float) -> None:
-        failed = isinstance(found, requests.RequestException)
-        known = frozenset(self.found) if isinstance(self.found, tuple) else None
-        if failed or known != frozenset(found if isinstance(found, tuple) else ()):
-            self.pins = {}
-            self.found = found
-        self.expires = now + (min(cache, FAILURE_CACHE) if failed else cache)
-        self.under_way = False
-        self.begun = None
-
 
 class NameBook:
-    """All names. `on_found(host, found, seconds)` is called on a thread of the book's own."""
+    """The names that were used last.
+
+    `cache`: seconds that an address is used before it is looked up anew; `stale`: seconds after
+    those that it is used while the new lookup is under way or gets no answer. An answer always
+    counts at once, be it "no such host" or an address that is refused.
+    `on_found(name, found, seconds)` is called on a thread of the book's own.
+    """
 
     def __init__(
         self,
         resolver: Resolver,
         allowed: Sequence[Network],
         cache: float,
-        on_found: Callable[[str, Found, float], None],
+        stale: float,
+        on_found: Callable[[Name, Found, float], None],
     ) -> None:
         self._resolver = resolver
         self._allowed = allowed
         self._cache = cache
+        self._stale = stale
         self._on_found = on_found
-        self._names: dict[str, Name] = {}
+        self._names: OrderedDict[str, Name] = OrderedDict()
         self._last_answer = -math.inf
-        self._lane = Lane(THREADS_PER_LANE, self._look_up)
-        self._slow_lane = Lane(THREADS_PER_LANE, self._look_up)
+        self._threads = LookupThreads()
 
     def get(self, host: str, now: float) -> Name:
         """The name; if nothing fresh is known of it, a lookup is under way."""
         name = self._names.get(host)
         if name is None:
-            if len(self._names) >= MOST_NAMES:
-                self._forget(now)
-            name = self._names[host] = Name()
+            if len(self._names) >= MAX_NAMES:
+                # If its lookup is under way, it still serves those that wait for it.
+                self._names.popitem(last=False)
+            name = self._names[host] = Name(host)
+        else:
+            self._names.move_to_end(host)
         if not name.under_way and now >= name.expires:
             name.under_way = True
-            (self._slow_lane if name.slow else self._lane).put(host)
+            # One that had addresses does not queue with those that never had any.
+            slow = name.slow and not isinstance(name.found, tuple)
+            self._threads.put(host, partial(self._look_up, name), slow=slow)
         return name
 
-    def learn(self, host: str, found: Found, took: float, now: float) -> Name:
-        name = self._names[host]
+    def learn(self, name: Name, found: Found, took: float, now: float) -> None:
         name.slow = took > SLOW_LOOKUP or isinstance(found, ResolverUnavailable)
+        name.under_way = False
+        name.begun = None
+        unanswered = isinstance(found, (ResolverUnavailable, LocalFault))
         if isinstance(found, ResolverUnavailable):
-            found = self._blame(host, name, found, now - took)
+            found = self._blame(name, found, now - took)
         else:
             name.failing_since = None
-            if not isinstance(found, LocalFault):
+            if not unanswered:
                 self._last_answer = now
-        name.learn(found, now, self._cache)
-        return name
+        if isinstance(found, tuple):
+            if not isinstance(name.found, tuple) or set(name.found) != set(found):
+                name.pins = {}
+                name.found = found
+            name.expires = now + self._cache
+            name.usable_until = name.expires + self._stale
+            return
+        name.expires = now + min(self._cache, FAILURE_CACHE)
+        if unanswered and now < name.usable_until:
+            return  # what is known of it is all there is
+        name.pins = {}
+        name.found = found
+        name.usable_until = 0.0
 
-    def unanswered(self, host: str, fault: ResolverUnavailable) -> requests.ConnectionError:
-        """The error of a request whose time ran out before `host` was looked up."""
-        name = self._names[host]
-        return fault if name.begun is None else self._blame(host, name, fault, name.begun)
+    def unanswered(self, name: Name, fault: ResolverUnavailable) -> requests.ConnectionError:
+        """The error of a request whose time ran out before `name` was looked up."""
+        since = name.failing_since if name.begun is None else name.begun
+        return fault if since is None else self._blame(name, fault, since)
 
     def _blame(
-        self, host: str, name: Name, fault: ResolverUnavailable, since: float
+        self, name: Name, fault: ResolverUnavailable, since: float
     ) -> requests.ConnectionError:
-        """Whose fault is it that `host` was not answered for?
+        """Whose fault is it that `name` was not answered for?
 
         Ours, unless the name servers have answered for another host since this one began to fail.
         Otherwise a host whose own zone is dead would be excused for ever.
@@ -171,60 +202,16 @@ class NameBook:
         if name.failing_since is None:
             name.failing_since = since
         if self._last_answer > name.failing_since:
-            return HostNotFound(f"the name servers answer, but not for {host}")
+            return HostNotFound(f"the name servers answer, but not for {name.host}")
         return fault
 
-    def leave(self, host: str, waiter: object) -> None:
-        """`waiter` waits no longer. A lookup may last much longer than a request."""
-        self._names[host].waiting.pop(waiter, None)
-
     def stop(self) -> None:
-        self._lane.stop()
-        self._slow_lane.stop()
+        self._threads.stop()
 
-    def _forget(self, now: float) -> None:
-        self._names = {h: n for h, n in self._names.items() if n.under_way or now < n.expires}
-
-    def _look_up(self, host: str) -> None:
-        began = time.monotonic()
-        self._names[host].begun = began
-        found = judged(host, look_up(self._resolver, host), self._allowed)
-        self._on_found(host, found, time.monotonic() - began)
-
-
-class Lane:
-    """At most `threads` daemon threads, started as they are needed, that look names up."""
-
-    def __init__(self, threads: int, work: Callable[[str], None]) -> None:
-        self._threads = threads
-        self._work = work
-        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._started = 0
-        self._idle = 0
-        self._lock = threading.Lock()
-
-    def put(self, host: str) -> None:
-        with self._lock:
-            if self._idle:
-                self._idle -= 1
-            elif self._started < self._threads:
-                # No more threads to be had: those that are there take it, or its requests end
-                # at their deadline.
-                with contextlib.suppress(RuntimeError):
-                    threading.Thread(target=self._run, name="webhook-dns", daemon=True).start()
-                    self._started += 1
-        self._queue.put(host)
-
-    def stop(self) -> None:
-        for _ in range(self._threads):
-            self._queue.put(None)
-
-    def _run(self) -> None:
-        while (host := self._queue.get()) is not None:
-            self._work(host)
-            with self._lock:
-                if self._queue.empty():
-                    self._idle += 1
+    def _look_up(self, name: Name) -> None:
+        name.begun = began = time.monotonic()
+        found = judged(name.host, look_up(self._resolver, name.host), self._allowed)
+        self._on_found(name, found, time.monotonic() - began)
 
 
 def look_up(resolver: Resolver, host: str) -> Found:
@@ -258,4 +245,4 @@ def judged(host: str, found: Found, allowed: Sequence[Network]) -> Found:
         return DestinationBlocked(str(error))
     except ValueError as error:
         return LocalFault(f"the resolver's answer for {host} is no address ({error})")
-    return found
+    return found[:MAX_ADDRESSES]

@@ -179,7 +179,11 @@ def test_a_name_that_is_bound_anew_after_it_was_judged_opens_no_socket(
     """The first answer is public, each later one is not; nothing is remembered in between."""
     resolver = Resolver([row("8.8.8.8")], [row("169.254.169.254")])
     transport = make_transport(
-        allowed_networks=(), resolver=resolver, open_socket=sockets, dns_cache=0.0
+        allowed_networks=(),
+        resolver=resolver,
+        open_socket=sockets,
+        dns_cache=0.0,
+        dns_stale=0.0,
     )
     codes = []
     for _ in range(3):

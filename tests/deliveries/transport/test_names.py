@@ -18,7 +18,9 @@ from deliveries.transport import (
     ResolverUnavailable,
     Transport,
     classify,
+    names,
 )
+from deliveries.transport.lookups import LookupThreads
 from tests.deliveries.transport import hostile
 from tests.deliveries.transport.conftest import LOOPBACK, post
 from tests.deliveries.transport.hostile import OK, receiver
@@ -162,8 +164,6 @@ def test_a_socket_is_refused_for_an_address_that_the_resolver_did_not_name(
     make_transport: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hook at the socket does not rely on the pin: here the pin itself lies."""
-    from deliveries.transport import names
-
     sockets = Sockets()
     transport = make_transport(
         resolver=Resolver(good_example=["127.0.0.1"]),
@@ -184,8 +184,6 @@ def test_a_socket_is_refused_for_an_address_that_the_resolver_did_not_name(
 def test_a_socket_is_refused_for_an_allowed_address_that_the_resolver_did_not_name(
     make_transport: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deliveries.transport import names
-
     sockets = Sockets()
     transport = make_transport(resolver=Resolver(good_example=["127.0.0.1"]), open_socket=sockets)
 
@@ -204,7 +202,7 @@ def test_a_kept_connection_is_not_used_once_the_name_means_another_address(
     make_transport: Maker,
 ) -> None:
     resolver = Resolver(moving_example=["127.0.0.1"])
-    transport = make_transport(resolver=resolver, dns_cache=0.0)
+    transport = make_transport(resolver=resolver, dns_cache=0.0, dns_stale=0.0)
     with receiver(hostile.answers(OK)) as server:
         url = f"http://moving.example:{server.port}/"
         assert transport.send(post(url)).status_code == 200
@@ -251,7 +249,7 @@ def test_a_host_whose_own_zone_is_dead_is_not_our_fault_once_others_are_answered
 ) -> None:
     temporary = socket.gaierror(socket.EAI_AGAIN, "temporary")
     resolver = Resolver(dead_example=temporary, other_example=temporary)
-    transport = make_transport(resolver=resolver, dns_cache=0.0)
+    transport = make_transport(resolver=resolver, dns_cache=0.0, dns_stale=0.0)
 
     def code(host: str) -> str:
         (answer,) = transport.send_many([post(f"http://{host}:1/")], max_in_flight=1)
@@ -327,6 +325,146 @@ def test_names_that_were_slow_once_cannot_occupy_all_threads_again(make_transpor
             assert transport.send(post(f"http://good.example:{server.port}/")).status_code == 200
     finally:
         stuck.set()
+
+
+@pytest.mark.parametrize("number", [64, 300])
+@pytest.mark.parametrize("domains", ["one", "many"])
+def test_dead_name_servers_stop_no_other_domain(
+    make_transport: Maker, number: int, domains: str
+) -> None:
+    """Each look-up of a dead name takes 5 s, and each of these names is new."""
+    over = threading.Event()
+    asked: set[str] = set()
+
+    def resolver(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        asked.add(host)
+        if host.startswith("dead"):
+            over.wait(5)
+            raise socket.gaierror(socket.EAI_AGAIN, "temporary")
+        return rows("127.0.0.1")
+
+    dead = [f"dead{n}.{'' if domains == 'one' else f'customer{n}.'}example" for n in range(number)]
+    transport = make_transport(resolver=resolver, dns_cache=0.0, timeout=10.0)
+
+    def delivered_within(seconds: float, host: str) -> None:
+        began = time.monotonic()
+        assert transport.send(post(f"http://{host}:{server.port}/")).status_code == 200
+        assert time.monotonic() - began < seconds
+
+    try:
+        with receiver(hostile.answers(OK)) as server:
+            delivered_within(5, "known.healthy.example.com")
+            delivered_within(5, f"known.{dead[0]}".replace("dead", "zone"))
+            for host in dead:
+                transport.submit(post(f"http://{host}/"), lambda result: None)
+            until(lambda: len(asked) >= min(number, 16) + 2)
+            delivered_within(1, "known.healthy.example.com")
+            delivered_within(1, f"known.{dead[0]}".replace("dead", "zone"))
+            for n in range(5):
+                delivered_within(1, f"new{n}.healthy.example.com")
+                delivered_within(1, f"new{n}.other{n}.org")
+    finally:
+        over.set()
+
+
+def test_a_name_is_used_while_it_is_looked_up_anew_and_for_a_bounded_time_only(
+    make_transport: Maker,
+) -> None:
+    resolver = Resolver(moved_example=["127.0.0.1"])
+    transport = make_transport(resolver=resolver, dns_cache=0.0, dns_stale=0.8, timeout=0.5)
+    stuck = threading.Event()
+    try:
+        with receiver(hostile.answers(OK)) as server:
+            url = f"http://moved.example:{server.port}/"
+            assert transport.send(post(url)).status_code == 200
+            resolver.table["moved.example"] = stuck
+            began = time.monotonic()
+            assert transport.send(post(url)).status_code == 200
+            assert time.monotonic() - began < 0.4
+            with pytest.raises(ResolverUnavailable):
+                while time.monotonic() - began < 5:
+                    transport.send(post(url))
+            assert time.monotonic() - began > 0.8
+    finally:
+        stuck.set()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [(["10.0.0.1"], DestinationBlocked), (socket.gaierror(socket.EAI_NONAME, "no"), HostNotFound)],
+)
+def test_a_new_answer_for_a_name_in_use_counts_as_soon_as_it_is_there(
+    make_transport: Maker, answer: object, kind: type[Exception]
+) -> None:
+    resolver = Resolver(moved_example=["127.0.0.1"])
+    transport = make_transport(resolver=resolver, dns_cache=0.0)
+    with receiver(hostile.answers(OK)) as server:
+        url = f"http://moved.example:{server.port}/"
+        assert transport.send(post(url)).status_code == 200
+        resolver.table["moved.example"] = answer
+
+        def is_refused() -> bool:
+            try:
+                transport.send(post(url))
+            except kind:
+                return True
+            return False
+
+        until(is_refused)
+
+
+def test_a_name_server_that_is_away_for_a_while_stops_no_name_that_is_known(
+    make_transport: Maker,
+) -> None:
+    resolver = Resolver(known_example=["127.0.0.1"])
+    transport = make_transport(resolver=resolver, dns_cache=0.0)
+    with receiver(hostile.answers(OK)) as server:
+        url = f"http://known.example:{server.port}/"
+        assert transport.send(post(url)).status_code == 200
+        resolver.table["known.example"] = socket.gaierror(socket.EAI_AGAIN, "temporary")
+        until(lambda: transport.send(post(url)).status_code == 200 and len(resolver.asked) > 2)
+
+
+def test_the_names_that_were_used_last_are_remembered_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(names, "MAX_NAMES", 100)
+    found: list[str] = []
+    learned = threading.Semaphore(0)
+
+    def on_found(name: names.Name, *_: object) -> None:
+        found.append(name.host)
+        learned.release()
+
+    book = names.NameBook(lambda *_, **__: rows("127.0.0.1"), LOOPBACK, 30.0, 300.0, on_found)
+    for number in range(300):
+        book.get("used.example", 0.0)
+        book.get(f"host{number}.example", 0.0)
+        assert len(book._names) <= 100
+    for _ in range(301):
+        assert learned.acquire(timeout=5)
+    assert found.count("used.example") == 1, "it was never forgotten"
+    book.stop()
+
+
+def test_a_name_that_nobody_asked_for_before_costs_as_little_as_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the table full; each new name displaces the one that was used longest ago."""
+    monkeypatch.setattr(LookupThreads, "put", lambda *_, **__: None)
+    book = names.NameBook(socket.getaddrinfo, (), 30.0, 300.0, lambda *_: None)
+
+    def seconds(start: int) -> float:
+        began = time.thread_time()
+        for number in range(start, start + 2000):
+            book.get(f"host{number}.example", 0.0)
+        return time.thread_time() - began
+
+    empty = min(seconds(0), seconds(2000))
+    for number in range(4000, names.MAX_NAMES + 4000):
+        book.get(f"host{number}.example", 0.0)
+    full = min(seconds(100_000), seconds(200_000))
+    assert full < 10 * empty
 
 
 def test_a_name_server_that_never_answered_for_anybody_is_ours(make_transport: Maker) -> None:
