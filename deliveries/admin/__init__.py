@@ -1,5 +1,5 @@
 """Django admin pages for events, deliveries and attempts."""
 
-from deliveries.admin import history, subscriptions
+from deliveries.admin import events, history, subscriptions
 
-__all__ = ["history", "subscriptions"]
+__all__ = ["events", "history", "subscriptions"]

@@ -1,4 +1,4 @@
-"""Events, deliveries and attempts in Django's admin, to be read and replayed.
+"""Deliveries and attempts in Django's admin, to be read and replayed.
 
 The tables hold millions of rows, so nothing here counts them all, lists the values of a column,
 or joins: related rows of a page are fetched by their ids, and may be gone.
@@ -6,14 +6,12 @@ or joins: related rows of a page are fetched by their ids, and may be gone.
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.shortcuts import redirect
 from django.urls import URLPattern, path
@@ -30,15 +28,15 @@ from deliveries.admin.readonly import (
     ReadOnlyAdmin,
 )
 from deliveries.admin.subscriptions import SubscriptionWithDeliveriesAdmin
+from deliveries.keeping.backlog import backoff
 from deliveries.keeping.replay import FINISHED, replay_many
-from deliveries.models import Attempt, Delivery, Event
+from deliveries.models import Attempt, Delivery, Event, Lane
 from subscriptions.admin.display import ago, chip, link, page_of, short
 from subscriptions.models import Subscription
 
-MOST_BODY_CHARACTERS = 100_000
-MOST_ATTEMPTS_SHOWN = 100
+MAX_ATTEMPTS_SHOWN = 100
 # A larger replay takes longer than a person waits for a page; there is a command for it.
-MOST_REPLAYED = 10_000
+MAX_REPLAYED = 10_000
 
 _STATUS_KINDS = {
     Delivery.Status.PENDING: "busy",
@@ -52,59 +50,6 @@ admin.site.unregister(Subscription)
 admin.site.register(Subscription, SubscriptionWithDeliveriesAdmin)
 
 
-@admin.register(Event)
-class EventAdmin(ReadOnlyAdmin):
-    list_display = ("id", "topic", "type", "published")
-    list_display_links = ("id",)
-    ordering = ("-created_at",)
-    search_fields = ("id",)
-    search_help_text = "The event’s id, in full"
-    fields = ("id", "topic", "type", "created_at", "sent_to", "pretty_body")
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Event]:
-        return super().get_queryset(request).defer("body")
-
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Event], search_term: str
-    ) -> tuple[QuerySet[Event], bool]:
-        term = search_term.strip()
-        return (queryset.filter(pk=term) if term else queryset), False
-
-    @admin.display(description="published", ordering="created_at")
-    def published(self, event: Event) -> SafeString | str:
-        return ago(event.created_at)
-
-    @admin.display(description="deliveries")
-    def sent_to(self, event: Event) -> SafeString | str:
-        counts = (
-            Delivery.objects.filter(event=event)
-            .order_by()
-            .values_list("status")
-            .annotate(count=Count("pk"))
-        )
-        links = [
-            (
-                link(
-                    f"{count:,} {status}",
-                    "deliveries_delivery_changelist",
-                    event=event.pk,
-                    status__exact=status,
-                ),
-            )
-            for status, count in sorted(counts)
-        ]
-        return format_html_join(" · ", "{}", links) or "None: no subscription matched."
-
-    @admin.display(description="body, as it is sent")
-    def pretty_body(self, event: Event) -> SafeString:
-        text = bytes(event.body).decode("utf-8", errors="replace")
-        with suppress(ValueError, RecursionError):  # what is no JSON is shown as it is
-            text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-        if len(text) > MOST_BODY_CHARACTERS:
-            text = f"{text[:MOST_BODY_CHARACTERS]}\n… {len(text):,} characters in all"
-        return format_html('<pre class="body">{}</pre>', text)
-
-
 class DeliveryChangeList(ChangeList):
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
@@ -112,14 +57,15 @@ class DeliveryChangeList(ChangeList):
         topics = dict(
             Event.objects.filter(pk__in={one.event_id for one in page}).values_list("pk", "topic")
         )
-        names = dict(
-            Subscription.objects.filter(pk__in={one.subscription_id for one in page}).values_list(
-                "pk", "name"
-            )
-        )
+        ids = {one.subscription_id for one in page}
+        subscriptions = Subscription.objects.in_bulk(ids)
+        lanes = Lane.objects.in_bulk(ids)
         for one in page:
             one.topic = topics.get(one.event_id, "–")  # type: ignore[attr-defined]
-            one.receiver_name = names.get(one.subscription_id)  # type: ignore[attr-defined]
+            one.known = (  # type: ignore[attr-defined]
+                subscriptions.get(one.subscription_id),
+                lanes.get(one.subscription_id),
+            )
         self.result_list = page
 
 
@@ -143,10 +89,10 @@ class DeliveryAdmin(ReadOnlyAdmin):
         "id",
         "status_now",
         "event_link",
-        "receiver_link",
+        "receiver",
         "created_at",
+        "due",
         "next_attempt_at",
-        "lease_until",
         "finished_at",
         "attempt_count",
         "retries_used",
@@ -207,11 +153,11 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Send again (replay)", permissions=["replay"])
     def replay(self, request: HttpRequest, chosen: QuerySet[Delivery]) -> None:
-        ids = sorted(chosen.order_by("id").values_list("pk", flat=True)[: MOST_REPLAYED + 1])
-        if len(ids) > MOST_REPLAYED:
+        ids = sorted(chosen.order_by("id").values_list("pk", flat=True)[: MAX_REPLAYED + 1])
+        if len(ids) > MAX_REPLAYED:
             self.message_user(
                 request,
-                f"More than {MOST_REPLAYED:,} deliveries are chosen; nothing was done. "
+                f"More than {MAX_REPLAYED:,} deliveries are chosen; nothing was done. "
                 "`manage.py replay --subscription NAME` replays any number.",
                 messages.ERROR,
             )
@@ -256,12 +202,10 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="subscription")
     def receiver(self, delivery: Delivery) -> SafeString | str:
-        return _subscription_link(delivery, delivery.receiver_name)  # type: ignore[attr-defined]
-
-    @admin.display(description="subscription")
-    def receiver_link(self, delivery: Delivery) -> SafeString | str:
-        found = Subscription.objects.filter(pk=delivery.subscription_id)
-        return _subscription_link(delivery, found.values_list("name", flat=True).first())
+        subscription, _ = _known(delivery)
+        if subscription is None:
+            return "(deleted)"
+        return link(subscription.name, page_of(Subscription), subscription.pk)
 
     @admin.display(description="event")
     def event_link(self, delivery: Delivery) -> SafeString:
@@ -274,10 +218,19 @@ class DeliveryAdmin(ReadOnlyAdmin):
         return link(delivery.attempt_count, "deliveries_attempt_changelist", delivery=delivery.pk)
 
     @admin.display(description="next attempt")
-    def due(self, delivery: Delivery) -> str:
-        if delivery.next_attempt_at is None:
+    def due(self, delivery: Delivery) -> SafeString | str:
+        at = delivery.next_attempt_at
+        if at is None:
             return "–"
-        seconds = (delivery.next_attempt_at - timezone.now()).total_seconds()
+        subscription, lane = _known(delivery)
+        if subscription is None:
+            return "none: its subscription was deleted"
+        if not subscription.enabled:
+            return f"none: its subscription is {subscription.state}"
+        waits = backoff(lane, subscription.last_error)
+        if waits is not None and waits.until > at:
+            return short(str(waits), 70)
+        seconds = (at - timezone.now()).total_seconds()
         if seconds <= 0:
             return "now"
         return f"in {seconds:.0f} s" if seconds < 120 else f"in {seconds / 60:.0f} min"
@@ -292,7 +245,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="attempts")
     def attempts_made(self, delivery: Delivery) -> SafeString | str:
-        attempts = delivery.attempts.order_by("-number")[:MOST_ATTEMPTS_SHOWN]
+        attempts = delivery.attempts.order_by("-number")[:MAX_ATTEMPTS_SHOWN]
         rows = format_html_join(
             "",
             "<tr><td>{}</td><td>{}</td><td>{}</td><td>{} ms</td><td>{}</td></tr>",
@@ -383,10 +336,15 @@ class AttemptAdmin(ReadOnlyAdmin):
         return ago(attempt.started_at)
 
 
-def _subscription_link(delivery: Delivery, name: str | None) -> SafeString | str:
-    if name is None:
-        return "(deleted)"
-    return link(name, page_of(Subscription), delivery.subscription_id)
+def _known(delivery: Delivery) -> tuple[Subscription | None, Lane | None]:
+    """The subscription and its lane, as the list has looked them up, or looked up now."""
+    if "known" in vars(delivery):
+        known: tuple[Subscription | None, Lane | None] = vars(delivery)["known"]
+        return known
+    return (
+        Subscription.objects.filter(pk=delivery.subscription_id).first(),
+        Lane.objects.filter(pk=delivery.subscription_id).first(),
+    )
 
 
 def _outcome_chip(attempt: Attempt) -> SafeString:

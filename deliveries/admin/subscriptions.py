@@ -2,50 +2,140 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.shortcuts import redirect
+from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
+from django.utils.translation import ngettext
 
-from deliveries.keeping.backlog import Backlog, backlogs
+from deliveries.keeping.backlog import (
+    Backlog,
+    Backoff,
+    backlogs,
+    backoff,
+    fuse_blown_at,
+    is_sending,
+)
+from deliveries.models import Lane
 from deliveries.sending.send_test import send_tests
-from subscriptions.admin.display import link
+from subscriptions.admin.display import chip, link
 from subscriptions.admin.subscriptions import SubscriptionAdmin
 from subscriptions.models import Subscription
 
 # The page waits for the slowest receiver, and shows a message for each.
-MOST_TESTS = 50
+MAX_TESTS = 50
 
 
 class BacklogChangeList(ChangeList):
-    """Counts what is waiting for all subscriptions of the page, in one query."""
+    """Looks up the backlogs and the lanes of all subscriptions of the page, in one query each."""
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         page: list[Subscription] = list(self.result_list)
         waiting = backlogs(one.pk for one in page)
+        lanes = Lane.objects.in_bulk([one.pk for one in page])
         for one in page:
             one.backlog = waiting.get(one.pk, Backlog())  # type: ignore[attr-defined]
+            one.known_lane = lanes.get(one.pk)  # type: ignore[attr-defined]
         self.result_list = page
 
 
 class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
     list_display = (*SubscriptionAdmin.list_display[:-1], "waiting", "error")
-    actions = (*SubscriptionAdmin.actions, "send_test")
+    how_it_goes = (*SubscriptionAdmin.how_it_goes, "sending_now", "waiting_now")
+    readonly_fields: ClassVar[tuple[str, ...]] = (
+        *SubscriptionAdmin.readonly_fields,
+        "sending_now",
+        "waiting_now",
+    )
+    actions = (*SubscriptionAdmin.actions, "reset_circuit_and_discard", "send_test")
     change_form_template = "admin/deliveries/subscription_change_form.html"
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return BacklogChangeList
 
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        blown_at = fuse_blown_at()
+        return super().changelist_view(
+            request, {**(extra_context or {}), "fuse_blown_at": blown_at}
+        )
+
+    @admin.display(description="state", ordering="auto_disabled_at")
+    def state_now(self, one: Subscription) -> SafeString:
+        waits = _backoff(one)
+        if waits is None or one.state != "active":
+            return super().state_now(one)
+        return chip(f"Backing off {timezone.localtime(waits.until):%H:%M}", "busy", str(waits))
+
+    @admin.display(description="sending")
+    def sending_now(self, one: Subscription) -> str:
+        lane = _lane(one)
+        if waits := _backoff(one):
+            return capfirst(str(waits))
+        if lane is not None and is_sending(lane):
+            return f"A worker is sending; its lease ends at {lane.lease_until:%H:%M:%S} UTC."
+        return "Nothing just now."
+
     @admin.display(description="pending / held")
     def waiting(self, one: Subscription) -> SafeString:
-        return format_html("{} / {}", _count(one, "pending"), _count(one, "held"))
+        backlog: Backlog = one.backlog  # type: ignore[attr-defined]
+        return format_html("{} / {}", _count(one, "pending", backlog), _count(one, "held", backlog))
+
+    @admin.display(description="pending / held")
+    def waiting_now(self, one: Subscription) -> SafeString:
+        backlog = backlogs([one.pk]).get(one.pk, Backlog())
+        return format_html("{} / {}", _count(one, "pending", backlog), _count(one, "held", backlog))
+
+    # What cannot be undone says how many deliveries it ends, and asks.
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        to_delete, counts, perms_needed, protected = super().get_deleted_objects(objs, request)
+        backlog = backlogs([one.pk for one in objs]).values()
+        ended = sum(one.pending + one.held for one in backlog)
+        what = "pending and held deliveries, which are discarded (and stay listed)"
+        return to_delete, {**counts, what: f"{ended:,}"}, perms_needed, protected
+
+    @admin.action(description="Reset the circuit, discard what was held", permissions=["change"])
+    def reset_circuit_and_discard(
+        self, request: HttpRequest, chosen: QuerySet[Subscription]
+    ) -> HttpResponse | None:
+        everything = list(chosen)
+        if "confirmed" in request.POST:
+            self.reset_tripped(request, everything, discard_held=True)
+            return None
+        tripped = [one for one in everything if one.state == "tripped"]
+        backlog = backlogs([one.pk for one in tripped])
+        held = {one.pk: backlog.get(one.pk, Backlog()).held for one in tripped}
+        total = sum(held.values())
+        question = ngettext(
+            "%s held delivery will be discarded", "%s held deliveries will be discarded", total
+        )
+        return TemplateResponse(
+            request,
+            "admin/deliveries/discard_confirmation.html",
+            {
+                **self.admin_site.each_context(request),
+                "opts": self.opts,
+                "title": "Reset and discard?",
+                "rows": [(one, f"{held[one.pk]:,}") for one in tripped],
+                "question": question % f"{total:,}",
+                "unaffected": len(everything) - len(tripped),
+                "action_checkbox_name": ACTION_CHECKBOX_NAME,
+                "media": self.media,
+            },
+        )
 
     def get_urls(self) -> list[URLPattern]:
         return [
@@ -69,11 +159,11 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
 
     @admin.action(description="Send a test event", permissions=["change"])
     def send_test(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> None:
-        subscriptions = list(chosen[: MOST_TESTS + 1])
-        if len(subscriptions) > MOST_TESTS:
+        subscriptions = list(chosen[: MAX_TESTS + 1])
+        if len(subscriptions) > MAX_TESTS:
             self.message_user(
                 request,
-                f"Choose at most {MOST_TESTS} subscriptions for a test; nothing was sent.",
+                f"Choose at most {MAX_TESTS} subscriptions for a test; nothing was sent.",
                 messages.ERROR,
             )
             return
@@ -85,8 +175,21 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
             self.message_user(request, f"Test event to {one}: {tested}", level)
 
 
-def _count(one: Subscription, status: str) -> SafeString | str:
-    count: int = getattr(one.backlog, status)  # type: ignore[attr-defined]
+def _lane(one: Subscription) -> Lane | None:
+    """The lane, as the list has looked it up, or looked up now."""
+    if "known_lane" in vars(one):
+        lane: Lane | None = vars(one)["known_lane"]
+        return lane
+    return Lane.objects.filter(pk=one.pk).first()
+
+
+def _backoff(one: Subscription) -> Backoff | None:
+    """Nothing backs off on a paused subscription: nothing is sent to it anyway."""
+    return None if one.state == "paused" else backoff(_lane(one), one.last_error)
+
+
+def _count(one: Subscription, status: str, backlog: Backlog) -> SafeString | str:
+    count: int = getattr(backlog, status)
     if not count:
         return "0"
     return link(

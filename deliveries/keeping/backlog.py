@@ -1,12 +1,17 @@
-"""How much of each subscription is waiting, for people to see."""
+"""What of each subscription is waiting, and why, for people to see."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
 from django.db import connection
+from django.utils import timezone
+
+from deliveries.models import Lane
+from subscriptions.models import TripFuse
 
 
 class Backlog(NamedTuple):
@@ -33,7 +38,7 @@ GROUP BY subscription_id
 def backlogs(subscription_ids: Iterable[UUID] | None = None) -> dict[UUID, Backlog]:
     """The backlogs of these subscriptions (default: of all), in one query.
 
-    Who has none is left out.
+    Subscriptions without one are left out.
     """
     with connection.cursor() as cursor:
         if subscription_ids is None:
@@ -42,3 +47,37 @@ def backlogs(subscription_ids: Iterable[UUID] | None = None) -> dict[UUID, Backl
             ids = list(subscription_ids)
             cursor.execute(_COUNT.format(chosen="subscription_id = ANY(%s::uuid[])"), [ids, ids])
         return {row[0]: Backlog(row[1], row[2]) for row in cursor.fetchall()}
+
+
+class Backoff(NamedTuple):
+    """Nothing is sent to a subscription `until` then, `because` of this."""
+
+    until: datetime
+    because: str
+
+    def __str__(self) -> str:
+        until = timezone.localtime(self.until)
+        return f"backing off until {until:%Y-%m-%d %H:%M:%S %Z}, because {self.because}"
+
+
+def backoff(lane: Lane | None, last_error: str) -> Backoff | None:
+    """Until when the subscription of `lane` backs off, and why; None if it does not.
+
+    `last_error`: the subscription's. No lane: nothing was ever sent.
+    """
+    if lane is None or lane.resume_at is None or lane.resume_at <= timezone.now():
+        return None
+    failed = (
+        f"{lane.failures} attempts in a row failed" if lane.failures > 1 else "an attempt failed"
+    )
+    return Backoff(lane.resume_at, f"{failed}: {last_error}" if last_error else failed)
+
+
+def is_sending(lane: Lane | None) -> bool:
+    """Whether a worker holds the lane's lease just now."""
+    return lane is not None and lane.lease_until is not None and lane.lease_until > timezone.now()
+
+
+def fuse_blown_at() -> datetime | None:
+    """Since when the fuse is blown (`subscriptions.fuse`); None if circuits may trip."""
+    return TripFuse.objects.filter(pk=1).values_list("blown_at", flat=True).first()

@@ -57,7 +57,7 @@ class SubscriptionAdmin(CarefulAdmin):
     search_help_text = "Name or URL"
     # What needs an operator comes first.
     ordering = (F("auto_disabled_at").desc(nulls_last=True), "name")
-    readonly_fields = (
+    readonly_fields: ClassVar[tuple[str, ...]] = (
         "state_now",
         "failures",
         "tripped",
@@ -70,9 +70,16 @@ class SubscriptionAdmin(CarefulAdmin):
         "created_at",
         "updated_at",
     )
+    how_it_goes: tuple[str, ...] = (
+        "failures",
+        "succeeded",
+        "failed",
+        "last_error",
+        "tripped",
+        "next_probe",
+    )
     actions: tuple[str, ...] = (
         "reset_circuit",
-        "reset_circuit_and_discard",
         "pause",
         "resume",
     )
@@ -93,14 +100,10 @@ class SubscriptionAdmin(CarefulAdmin):
         return [
             (None, {"fields": [("state_now", "enabled"), *receiver]}),
             ("Sending", {"fields": sending}),
-            (
-                "How it goes",
-                {"fields": ["failures", "succeeded", "failed", "last_error", "tripped",
-                            "next_probe"]},
-            ),
+            ("How it goes", {"fields": self.how_it_goes}),
             ("Secrets", {"fields": ["signing_secrets"]}),
             ("Record", {"fields": ["id", "created_at", "updated_at"], "classes": ["collapse"]}),
-        ]  # fmt: skip
+        ]
 
     # Columns and read-only fields.
 
@@ -237,24 +240,18 @@ class SubscriptionAdmin(CarefulAdmin):
 
     @admin.action(description="Reset the circuit, send what was held", permissions=["change"])
     def reset_circuit(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> None:
-        self._reset(request, chosen, discard_held=False)
+        self.reset_tripped(request, list(chosen), discard_held=False)
 
-    @admin.action(description="Reset the circuit, discard what was held", permissions=["change"])
-    def reset_circuit_and_discard(
-        self, request: HttpRequest, chosen: QuerySet[Subscription]
+    def reset_tripped(
+        self, request: HttpRequest, chosen: Sequence[Subscription], *, discard_held: bool
     ) -> None:
-        self._reset(request, chosen, discard_held=True)
-
-    def _reset(
-        self, request: HttpRequest, chosen: QuerySet[Subscription], *, discard_held: bool
-    ) -> None:
-        everything = list(chosen)
-        tripped = [one for one in everything if one.state == "tripped"]
+        """Reset those of `chosen` that are tripped, and report it."""
+        tripped = [one for one in chosen if one.state == "tripped"]
         changed = circuit.reset([one.pk for one in tripped], discard_held=discard_held)
         held = "What was held is discarded." if discard_held else "What was held is being sent."
         self._report(
             request,
-            everything,
+            chosen,
             changed,
             done=("%d circuit was reset.", "%d circuits were reset."),
             more=held,

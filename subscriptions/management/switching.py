@@ -21,14 +21,6 @@ def add_names(parser: CommandParser, *, optional: bool = False) -> None:
     add_json_flag(parser)
 
 
-def add_discard_flag(parser: CommandParser) -> None:
-    parser.add_argument(
-        "--discard-held",
-        action="store_true",
-        help="discard the deliveries that were held instead of sending them",
-    )
-
-
 class SwitchingCommand(OperatorCommand):
     """Reports what was changed and what was already so."""
 

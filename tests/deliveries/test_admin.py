@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import ipaddress
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.contrib.messages import get_messages
 from django.db import connection
+from django.db.models import QuerySet
 from django.test import Client
 from django.utils import timezone
 
@@ -20,13 +22,14 @@ from deliveries.admin import history as module
 from deliveries.admin import pagination
 from deliveries.admin.pagination import EstimatingPaginator
 from deliveries.keeping import replay as replaying
-from deliveries.models import Attempt, Delivery, Event
+from deliveries.keeping.holding import hold
+from deliveries.models import Attempt, Delivery, Event, Lane
 from deliveries.receiver import Answer, Receiver
 from deliveries.sending import send_test as send_test_module
 from deliveries.transport import Transport
-from subscriptions.models import Subscription
+from subscriptions.models import Subscription, TripFuse
 from tests.deliveries.test_commands import finish
-from tests.factories import make_subscription, make_subscription_with_secret
+from tests.factories import make_subscription, make_subscription_with_secret, statuses
 from tests.subscriptions.test_commands import trip
 
 # Static files are found in the apps; nobody has collected them here.
@@ -182,7 +185,7 @@ def test_an_event_shows_its_body_readable_and_harmless(
 def test_a_huge_or_broken_body_is_shown_in_part_or_as_it_is(
     admin_client: Client, deliveries: list[Delivery], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_BODY_CHARACTERS", 50)
+    monkeypatch.setattr("deliveries.admin.events.MAX_BODY_CHARACTERS", 50)
     page = f"{EVENTS}{deliveries[0].event_id}/change/"
     assert "characters in all" in text(admin_client, page)
     Event.objects.update(body=b"\xff no json")
@@ -234,7 +237,7 @@ def test_replaying_says_what_is_sent_held_and_left_alone(
 def test_too_many_at_once_are_refused(
     admin_client: Client, deliveries: list[Delivery], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_REPLAYED", 2)
+    monkeypatch.setattr(module, "MAX_REPLAYED", 2)
     ids = finish("failed")
     [message] = replayed(admin_client, *ids)
     assert "nothing was done" in message
@@ -355,12 +358,135 @@ def test_the_button_sends_one_test_event(admin_client: Client, receiver: Receive
 def test_too_many_test_events_are_refused(
     admin_client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deliveries.admin.subscriptions.MOST_TESTS", 1)
+    monkeypatch.setattr("deliveries.admin.subscriptions.MAX_TESTS", 1)
     chosen = [make_subscription(url=receiver.url) for _ in range(2)]
     admin_client.post(
         SUBSCRIPTIONS, {"action": "send_test", "_selected_action": [str(c.pk) for c in chosen]}
     )
     assert receiver.count == 0
+
+
+# Backing off.
+
+
+def back_off(subscription: Subscription, error: str = "503 Busy") -> Lane:
+    """As after three failed attempts, the last of which asked for four minutes."""
+    Subscription.objects.filter(pk=subscription.pk).update(last_error=error)
+    return Lane.objects.create(
+        subscription=subscription, failures=3, resume_at=timezone.now() + timedelta(minutes=4)
+    )
+
+
+def test_what_backs_off_says_until_when_and_why_wherever_it_is_shown(
+    admin_client: Client, deliveries: list[Delivery]
+) -> None:
+    subscription = Subscription.objects.get()
+    lane = back_off(subscription)
+    assert lane.resume_at is not None
+    told = f"acking off until {lane.resume_at:%Y-%m-%d %H:%M:%S} UTC, because 3 attempts in a row "
+    for page in (
+        DELIVERIES,
+        f"{DELIVERIES}{deliveries[0].pk}/change/",
+        SUBSCRIPTIONS,
+        f"{SUBSCRIPTIONS}{subscription.pk}/change/",
+    ):
+        assert f"{told}failed: 503 Busy" in text(admin_client, page), page
+
+
+def test_a_backoff_that_is_over_is_not_shown(
+    admin_client: Client, deliveries: list[Delivery]
+) -> None:
+    back_off(Subscription.objects.get())
+    Lane.objects.update(resume_at=timezone.now())
+    for page in (DELIVERIES, SUBSCRIPTIONS):
+        assert "acking off" not in text(admin_client, page)
+
+
+def test_what_is_due_after_the_backoff_shows_its_own_time(
+    admin_client: Client, deliveries: list[Delivery]
+) -> None:
+    back_off(Subscription.objects.get())
+    Delivery.objects.update(next_attempt_at=timezone.now() + timedelta(hours=1, seconds=20))
+    page = text(admin_client, DELIVERIES)
+    assert page.count("in 60 min") == 3
+    assert "acking off" not in page
+
+
+@pytest.mark.parametrize(
+    ("stop", "why"),
+    [
+        (lambda one: one.update(enabled=False), "its subscription is paused"),
+        (lambda one: one.delete(), "its subscription was deleted"),
+    ],
+)
+def test_what_is_pending_although_nothing_is_sent_is_not_due_now(
+    admin_client: Client, deliveries: list[Delivery], stop: Callable[[Any], Any], why: str
+) -> None:
+    """Until the sweep has held or discarded it."""
+    stop(QuerySet(Subscription))
+    Delivery.objects.update(
+        status="pending", next_attempt_at=timezone.now(), finished_at=None, held_at=None
+    )
+    page = text(admin_client, DELIVERIES)
+    assert page.count(f"none: {why}") == 3
+
+
+def test_the_list_says_that_the_fuse_is_blown(admin_client: Client) -> None:
+    assert "fuse" not in text(admin_client, SUBSCRIPTIONS)
+    TripFuse.objects.update_or_create(pk=1, defaults={"blown_at": timezone.now()})
+    assert "The fuse is blown since 20" in text(admin_client, SUBSCRIPTIONS)
+
+
+# What ends deliveries says how many, and asks.
+
+
+def test_discarding_asks_first_and_says_how_many(
+    admin_client: Client, deliveries: list[Delivery]
+) -> None:
+    subscription, other = Subscription.objects.get(), make_subscription(topic_patterns=["x"])
+    trip(subscription)
+    hold([subscription.pk])
+    sent = {
+        "action": "reset_circuit_and_discard",
+        "_selected_action": [str(subscription.pk), str(other.pk)],
+    }
+    response = admin_client.post(SUBSCRIPTIONS, sent)
+    page = html.unescape(response.content.decode())
+    assert "3 held deliveries will be discarded" in page
+    assert "billing: 3 held" in page
+    assert "1 of those chosen is not tripped" in page
+    assert statuses(subscription) == {"held": 3}
+    shown = re.findall(r'name="_selected_action" value="([^"]+)"', page)
+    assert shown == [str(subscription.pk)]
+    response = admin_client.post(
+        SUBSCRIPTIONS, {**sent, "_selected_action": shown, "confirmed": "Reset and discard"}
+    )
+    [message] = get_messages(response.wsgi_request)
+    assert str(message) == "1 circuit was reset. What was held is discarded."
+    assert statuses(subscription) == {"discarded": 3}
+
+
+def test_nothing_is_asked_where_nothing_is_tripped(admin_client: Client) -> None:
+    subscription = make_subscription()
+    response = admin_client.post(
+        SUBSCRIPTIONS,
+        {"action": "reset_circuit_and_discard", "_selected_action": [str(subscription.pk)]},
+    )
+    assert "there is nothing to reset" in response.content.decode()
+
+
+def test_deleting_says_how_many_deliveries_are_discarded(
+    admin_client: Client, deliveries: list[Delivery]
+) -> None:
+    subscription = Subscription.objects.get()
+    finish("succeeded", timedelta(), pk=deliveries[0].pk)
+    told = "ending and held deliveries, which are discarded (and stay listed): 2"
+    assert told in text(admin_client, f"{SUBSCRIPTIONS}{subscription.pk}/delete/")
+    response = admin_client.post(
+        SUBSCRIPTIONS, {"action": "delete_selected", "_selected_action": [str(subscription.pk)]}
+    )
+    assert told in response.content.decode()
+    assert Subscription.objects.exists()
 
 
 def test_deleting_a_subscription_keeps_what_was_delivered(

@@ -14,10 +14,11 @@ from django.utils import timezone
 
 from deliveries import publish
 from deliveries.keeping import replay as replaying
+from deliveries.keeping.holding import hold
 from deliveries.keeping.housekeeping import expire_held
-from deliveries.models import Delivery, Event
+from deliveries.models import Delivery, Event, Lane
 from subscriptions import circuit
-from subscriptions.models import Subscription
+from subscriptions.models import Subscription, TripFuse
 from tests.commands import refusal, run, run_json
 from tests.factories import make_subscription, statuses
 from tests.subscriptions.test_commands import trip
@@ -119,16 +120,91 @@ def test_the_list_has_one_state_if_asked(django_assert_num_queries: Any) -> None
     trip(make_subscription(name="a"))
     for name in "bcdef":
         make_subscription(name=name)
-    with django_assert_num_queries(2):
+    with django_assert_num_queries(4):
         [one] = run_json("subscriptions", "--state", "tripped")
     assert (one["name"], one["state"], one["held"]) == ("a", "tripped", 0)
     assert run("subscriptions", "--state", "paused") == "No subscription is paused.\n"
-    with django_assert_num_queries(2):
+    with django_assert_num_queries(4):
         assert len(run_json("subscriptions")) == 6
+
+
+def test_what_backs_off_says_until_when_and_why() -> None:
+    subscription = make_subscription(name="a", topic_patterns=["x"])
+    publish("x", {})
+    Subscription.objects.update(last_error="429 Too Many Requests")
+    until = timezone.now() + timedelta(minutes=4)
+    Lane.objects.create(subscription=subscription, failures=1, resume_at=until)
+    _, row, note = run("subscriptions").splitlines()
+    assert row.split() == ["active", "-", "0", "1", "0", "a"]
+    assert note.startswith(f"         backing off until {until:%Y-%m-%d %H:%M:%S} UTC, because an ")
+    [one] = run_json("subscriptions")
+    assert one["backing_off_until"] == until.isoformat()
+    assert one["backing_off_because"] == "an attempt failed: 429 Too Many Requests"
+    Lane.objects.update(resume_at=timezone.now())
+    assert "backing off" not in run("subscriptions")
+    assert run_json("subscriptions")[0]["backing_off_until"] is None
+
+
+def test_lanes_are_listed_if_asked() -> None:
+    subscription = make_subscription(name="a")
+    until = timezone.now() + timedelta(seconds=13)
+    Lane.objects.create(subscription=subscription, failures=2, lease_until=until)
+    assert "lease" not in run("subscriptions")
+    _, _, sending, failing = run("subscriptions", "--lanes").splitlines()
+    assert f"its lease ends at {until:%Y-%m-%d %H:%M:%S} UTC" in sending
+    assert "2 failed attempts in a row" in failing
+    [one] = run_json("subscriptions")
+    assert (one["sending_until"], one["failed_attempts"]) == (until.isoformat(), 2)
+    assert all(len(line) <= 80 for line in run("subscriptions", "--lanes").splitlines())
+
+
+def test_the_first_line_says_that_the_fuse_is_blown(capsys: pytest.CaptureFixture[str]) -> None:
+    make_subscription(name="a")
+    TripFuse.objects.update_or_create(pk=1, defaults={"blown_at": timezone.now()})
+    assert run("subscriptions").startswith("The fuse is blown since 20")
+    assert len(run_json("subscriptions")) == 1
+    assert "The fuse is blown since 20" in capsys.readouterr().err
 
 
 def test_no_subscription_yet_is_said() -> None:
     assert run("subscriptions") == "No subscription exists yet.\n"
+
+
+# reset_circuit and resume, discarding
+
+
+@pytest.mark.parametrize("command", ["reset_circuit", "resume"])
+def test_discarding_says_how_many_and_asks(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subscription = make_subscription(name="a", topic_patterns=["x"])
+    publish("x", {})
+    publish("x", {})
+    if command == "resume":
+        circuit.pause([subscription.pk])
+    else:
+        trip(subscription)
+        hold([subscription.pk])
+    words = (command, "a", "--discard-held")
+    assert refusal(*words).startswith("2 held deliveries will be discarded; nothing was done.")
+    terminal = io.StringIO("no\nyes\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    assert refusal(*words) == "Nothing was done."
+    assert statuses(subscription) == {"held": 2}
+    run(*words)
+    assert "2 held deliveries will be discarded. Type yes" in capsys.readouterr().err
+    assert statuses(subscription) == {"discarded": 2}
+
+
+def test_discarding_does_not_ask_if_told_so_or_if_nothing_is_held() -> None:
+    first, second = make_subscription(name="a", topic_patterns=["x"]), make_subscription(name="b")
+    trip(first)
+    trip(second)
+    publish("x", {})
+    assert run("reset_circuit", "b", "--discard-held") == "b: reset; what was held is discarded\n"
+    run("reset_circuit", "--all", "--discard-held", "--yes")
+    assert statuses(first) == {"discarded": 1}
 
 
 # replay

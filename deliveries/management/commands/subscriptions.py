@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.core.management.base import CommandParser
 
-from deliveries.keeping.backlog import Backlog, backlogs
-from subscriptions.management.base import WIDTH, OperatorCommand, add_json_flag
+from deliveries.keeping.backlog import (
+    Backlog,
+    Backoff,
+    backlogs,
+    backoff,
+    fuse_blown_at,
+    is_sending,
+)
+from deliveries.models import Lane
+from subscriptions.management.base import WIDTH, OperatorCommand, add_json_flag, when
 from subscriptions.models import Subscription
 
 # What needs an operator comes first.
 _ORDER = ("tripped", "paused", "active")
 
 
+class _Shown(NamedTuple):
+    """A subscription with all that is listed of it."""
+
+    subscription: Subscription
+    backlog: Backlog
+    lane: Lane | None
+
+    @property
+    def backoff(self) -> Backoff | None:
+        if self.subscription.state == "paused":
+            return None
+        return backoff(self.lane, self.subscription.last_error)
+
+
 class Command(OperatorCommand):
     help = (
         "List the subscriptions with their state: tripped ones first, with the time of the trip "
-        "and the last error. FAILS is the number of failures in a row."
+        "and the last error; until when one backs off, and why. FAILS is the number of failures "
+        "in a row. The first line says if the fuse is blown (with --json on standard error)."
     )
-    examples = ("", "--state tripped", "--json")
+    examples = ("", "--state tripped", "--lanes", "--json")
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--state", choices=_ORDER, help="only those in this state")
+        parser.add_argument(
+            "--lanes", action="store_true", help="also say to whom a worker is sending just now"
+        )
         add_json_flag(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -31,37 +58,56 @@ class Command(OperatorCommand):
         if options["state"]:
             chosen = getattr(chosen, options["state"])()
         found = sorted(chosen, key=lambda one: (_ORDER.index(one.state), one.name))
-        waiting = backlogs([one.pk for one in found] if options["state"] else None)
+        ids = [one.pk for one in found] if options["state"] else None
+        waiting = backlogs(ids)
+        lanes = Lane.objects.in_bulk(ids)
+        shown = [_Shown(one, waiting.get(one.pk, Backlog()), lanes.get(one.pk)) for one in found]
+        if blown_at := fuse_blown_at():
+            (self.stderr if options["json"] else self.stdout).write(
+                f"The fuse is blown since {when(blown_at)}: suspect our own network."
+            )
         if options["json"]:
-            self.write_json([_as_json(one, waiting.get(one.pk, Backlog())) for one in found])
+            self.write_json([_as_json(one) for one in shown])
             return
-        if not found:
+        if not shown:
             what = f"is {options['state']}" if options["state"] else "exists yet"
             self.stdout.write(f"No subscription {what}.")
             return
         self.stdout.write(_row("STATE", "TRIPPED AT (UTC)", "FAILS", "PENDING", "HELD", "NAME"))
-        for one in found:
-            backlog = waiting.get(one.pk, Backlog())
-            since = one.auto_disabled_at
+        for one in shown:
+            since = one.subscription.auto_disabled_at
             self.stdout.write(
                 _row(
-                    one.state,
+                    one.subscription.state,
                     since.strftime("%Y-%m-%d %H:%M") if since else "-",
-                    one.consecutive_failures,
-                    backlog.pending,
-                    backlog.held,
-                    one.name,
+                    one.subscription.consecutive_failures,
+                    one.backlog.pending,
+                    one.backlog.held,
+                    one.subscription.name,
                 )
             )
-            if one.last_error:
-                self.stdout.write(f"         {shorten(one.last_error, WIDTH - 9)}")
+            for note in _notes(one, lanes=options["lanes"]):
+                self.stdout.write(f"         {shorten(note, WIDTH - 9)}")
 
 
 def _row(state: str, since: str, fails: object, pending: object, held: object, name: str) -> str:
     return f"{state:<8} {since:<16} {fails:>5} {pending:>8} {held:>8}  {name}"
 
 
-def _as_json(one: Subscription, backlog: Backlog) -> dict[str, Any]:
+def _notes(one: _Shown, *, lanes: bool) -> Iterator[str]:
+    """What is said below the row of a subscription, a line each."""
+    if waits := one.backoff:
+        yield str(waits)
+    elif one.subscription.last_error:
+        yield one.subscription.last_error
+    if lanes and one.lane is not None and is_sending(one.lane):
+        yield f"a worker is sending; its lease ends at {when(one.lane.lease_until)}"
+    if lanes and one.lane is not None and one.lane.failures:
+        yield f"{one.lane.failures} failed attempts in a row: one request at a time"
+
+
+def _as_json(shown: _Shown) -> dict[str, Any]:
+    one, lane, waits = shown.subscription, shown.lane, shown.backoff
     return {
         "id": one.pk,
         "name": one.name,
@@ -74,6 +120,10 @@ def _as_json(one: Subscription, backlog: Backlog) -> dict[str, Any]:
         "last_failure_at": one.last_failure_at,
         "last_error": one.last_error,
         "next_probe_at": one.next_probe_at,
-        "pending": backlog.pending,
-        "held": backlog.held,
+        "pending": shown.backlog.pending,
+        "held": shown.backlog.held,
+        "backing_off_until": waits.until if waits else None,
+        "backing_off_because": waits.because if waits else None,
+        "failed_attempts": lane.failures if lane else 0,
+        "sending_until": lane.lease_until if lane and is_sending(lane) else None,
     }

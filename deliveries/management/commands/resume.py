@@ -6,12 +6,13 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
+from deliveries.management.discarding import DiscardingCommand
 from subscriptions import circuit
 from subscriptions.management.base import find_all
-from subscriptions.management.switching import SwitchingCommand, add_discard_flag, add_names
+from subscriptions.management.switching import add_names
 
 
-class Command(SwitchingCommand):
+class Command(DiscardingCommand):
     help = (
         "Resume paused subscriptions; what was held is sent. Tripped ones are refused: see why "
         "they tripped, then use reset_circuit."
@@ -20,7 +21,7 @@ class Command(SwitchingCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         add_names(parser)
-        add_discard_flag(parser)
+        self.add_discard_flags(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         chosen = find_all(options["names"])
@@ -29,10 +30,10 @@ class Command(SwitchingCommand):
                 "\n".join(f"{one.name} is tripped, not paused: {one.last_error}" for one in tripped)
                 + "\nNothing was done. `manage.py reset_circuit` makes tripped ones active."
             )
-        changed = circuit.reset(
-            [one.pk for one in chosen if one.state == "paused"],
-            discard_held=options["discard_held"],
-        )
+        paused = [one for one in chosen if one.state == "paused"]
+        if options["discard_held"]:
+            self.confirm_discard(paused, options)
+        changed = circuit.reset([one.pk for one in paused], discard_held=options["discard_held"])
         held = "what was held is discarded" if options["discard_held"] else "what was held is sent"
         self.report(
             chosen,

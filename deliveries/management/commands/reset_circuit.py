@@ -6,13 +6,14 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
+from deliveries.management.discarding import DiscardingCommand
 from subscriptions import circuit
 from subscriptions.management.base import find_all
-from subscriptions.management.switching import SwitchingCommand, add_discard_flag, add_names
+from subscriptions.management.switching import add_names
 from subscriptions.models import Subscription
 
 
-class Command(SwitchingCommand):
+class Command(DiscardingCommand):
     help = (
         "Reset the circuit of tripped subscriptions: they are active again, and what was held is "
         "sent, gently at first. Active and paused ones are left as they are."
@@ -22,7 +23,7 @@ class Command(SwitchingCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         add_names(parser, optional=True)
         parser.add_argument("--all", action="store_true", help="every tripped subscription")
-        add_discard_flag(parser)
+        self.add_discard_flags(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         if bool(options["names"]) == options["all"]:
@@ -33,10 +34,10 @@ class Command(SwitchingCommand):
             chosen = list(Subscription.objects.tripped())
         else:
             chosen = find_all(options["names"])
-        changed = circuit.reset(
-            [one.pk for one in chosen if one.state == "tripped"],
-            discard_held=options["discard_held"],
-        )
+        tripped = [one for one in chosen if one.state == "tripped"]
+        if options["discard_held"]:
+            self.confirm_discard(tripped, options)
+        changed = circuit.reset([one.pk for one in tripped], discard_held=options["discard_held"])
         if not chosen and not options["json"]:
             self.stdout.write("No subscription is tripped.")
             return
