@@ -31,8 +31,7 @@ from measuring import percentile  # noqa: E402
 from deliveries import NewEvent, publish_many  # noqa: E402
 from deliveries import publish as publish_one  # noqa: E402
 from deliveries.keeping import housekeeping  # noqa: E402
-from subscriptions.models import SigningSecret, Subscription  # noqa: E402
-from subscriptions.secrets import crypto, signing_secrets  # noqa: E402
+from subscriptions.models import Subscription  # noqa: E402
 
 IN_A_STATEMENT = 5000
 
@@ -43,19 +42,13 @@ def subscribe(
     """Make the subscriptions `first` to `first + count - 1`, in bulk."""
     for start in range(first, first + count, IN_A_STATEMENT):
         numbers = range(start, min(start + IN_A_STATEMENT, first + count))
-        made = Subscription.objects.bulk_create(
+        Subscription.objects.bulk_create(
             Subscription(
                 name=f"receiver {n}",
                 url=f"http://127.0.0.1:{ports[n % len(ports)]}/{n}",
                 topic_patterns=[pattern.format(n=n) for pattern in patterns],
             )
             for n in numbers
-        )
-        SigningSecret.objects.bulk_create(
-            SigningSecret(
-                subscription=one, ciphertext=crypto.encrypt(signing_secrets.generate().encode())
-            )
-            for one in made
         )
     return {}
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, ClassVar
 
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, transaction
 from django.db.models import Q
+from django.db.models.signals import post_save
+from django.dispatch import receiver
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
@@ -59,12 +62,60 @@ class SubscriptionQuerySet(models.QuerySet["Subscription"]):
     def tripped(self) -> SubscriptionQuerySet:
         return self.filter(enabled=False, auto_disabled_at__isnull=False)
 
+    def update(self, **values: Any) -> int:
+        """As Django's; `enabled`, `url` and `recovery` mean what they mean to `Subscription.save`.
+
+        Raises `ValueError` for `auto_disabled_at` and `circuit_epoch`, which the circuit alone
+        writes, and for `enabled` as an expression or by `bulk_update`.
+        """
+        if owned := {"auto_disabled_at", "circuit_epoch"} & values.keys():
+            raise ValueError(
+                f"{' and '.join(sorted(owned))} cannot be updated: the circuit alone writes it. "
+                "update(enabled=True) resets circuits, update(enabled=False) pauses."
+            )
+        if not {"enabled", "url", "recovery"} & values.keys():
+            return super().update(**values)
+        enabled = values.pop("enabled", None)
+        if not isinstance(enabled, bool | None):
+            raise ValueError(
+                "enabled must be True or False, for all of these subscriptions: enabling resets "
+                "their circuits. Instead of bulk_update call update(enabled=...) on those to "
+                "enable and on those to pause."
+            )
+        everything = self.model._base_manager.using(self.db)
+        with transaction.atomic(using=self.db):
+            chosen = everything.filter(pk__in=self.order_by().values("pk"))
+            ids = list(
+                chosen.order_by("pk").select_for_update(no_key=True).values_list("pk", flat=True)
+            )
+            if enabled is False:
+                circuit.pause_active(ids)
+            if values:
+                everything.filter(pk__in=ids).update(**values)
+            if "url" in values:
+                circuit.begin_epoch(ids, new_receiver=True)
+            if "recovery" in values:
+                circuit.plan_probes(ids)
+            if enabled:
+                circuit.reset(ids)
+        return len(ids)
+
+    def bulk_create(
+        self, objs: Iterable[Subscription], *args: Any, **kwargs: Any
+    ) -> list[Subscription]:
+        """As Django's; each new subscription gets a signing secret."""
+        with transaction.atomic(using=self.db):
+            made = super().bulk_create(objs, *args, **kwargs)
+            _give_secrets([one.pk for one in made])
+        return made
+
 
 class Subscription(models.Model):
     """A receiver's URL, the topic patterns it wants, and the state of its circuit.
 
     `save()` writes only the fields that this instance changed, so that a form that was open
-    while the circuit tripped cannot overwrite the trip. Changing `enabled`, in either
+    while the circuit tripped cannot overwrite the trip. A new subscription gets a signing secret
+    by itself; `save_with_secret` and `create_subscription` show it. Changing `enabled`, in either
     direction, goes through `subscriptions.circuit`: enabling is a reset. Changing `url` (or a
     secret) begins a new circuit epoch: results of older requests then count for nothing.
     """
@@ -182,7 +233,8 @@ class Subscription(models.Model):
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Write what changed; see the class. Raises nothing that `Model.save` does not."""
         if self._state.adding:
-            super().save(*args, **kwargs)
+            with transaction.atomic():
+                super().save(*args, **kwargs)
             self._remember()
             return
         named = kwargs.pop("update_fields", None)
@@ -230,7 +282,22 @@ class Subscription(models.Model):
             # Lists and dicts may be changed in place: remember a copy, not the same object.
             self._loaded[name] = value.copy() if isinstance(value, list | dict) else value
 
+    # The secret that `save` stores with a new subscription, encrypted.
+    _first_ciphertext: str | None = None
+
     # Django's error reports show the variables of every frame.
+    @sensitive_variables()
+    def save_with_secret(self, secret: str | None = None) -> str:
+        """Save this new subscription and its first secret, and return that.
+
+        The secret is generated unless given, and is not to be had again. Raises `InvalidSecret`
+        for a text that is no secret; then nothing is saved.
+        """
+        text = signing_secrets.generate() if secret is None else signing_secrets.parse(secret)
+        self._first_ciphertext = crypto.encrypt(text.encode())
+        self.save(force_insert=True)
+        return text
+
     @sensitive_variables()
     def add_secret(self, secret: str | None = None) -> str:
         """Add a signing secret, generated unless given, and return it: the only time it is shown.
@@ -285,6 +352,32 @@ class SigningSecret(models.Model):
         return f"secret {self.pk}"
 
 
+def _give_secrets(subscription_ids: Iterable[uuid.UUID]) -> None:
+    """A new signing secret for each of these that has none."""
+    bare = Subscription.objects.filter(pk__in=subscription_ids, secrets=None)
+    SigningSecret.objects.bulk_create(
+        [SigningSecret(subscription_id=one, ciphertext=_new_ciphertext())
+         for one in bare.values_list("pk", flat=True)]
+    )  # fmt: skip
+
+
+@sensitive_variables()
+def _new_ciphertext() -> str:
+    return crypto.encrypt(signing_secrets.generate().encode())
+
+
+@receiver(post_save, sender=Subscription)
+def _give_first_secret(instance: Subscription, created: bool, raw: bool, **_: Any) -> None:
+    if raw:
+        # A fixture's secrets, if it holds any, come after its subscriptions.
+        transaction.on_commit(partial(_give_secrets, [instance.pk]))
+    elif created:
+        ciphertext, instance._first_ciphertext = instance._first_ciphertext, None
+        SigningSecret.objects.create(
+            subscription=instance, ciphertext=ciphertext or _new_ciphertext()
+        )
+
+
 class TripFuse(models.Model):
     """The one row that says whether circuits may trip; see `subscriptions.circuit.fuse`."""
 
@@ -329,9 +422,7 @@ def create_subscription(
     """
     subscription = Subscription(name=name, url=url, topic_patterns=list(topic_patterns), **fields)
     subscription.full_clean()
-    with transaction.atomic():
-        subscription.save()
-        return subscription, subscription.add_secret(secret)
+    return subscription, subscription.save_with_secret(secret)
 
 
 def find_subscription(name_or_id: str) -> Subscription:

@@ -166,9 +166,10 @@ class SubscriptionAdmin(CarefulAdmin):
     # lie in a cookie or in the session until it is shown.
 
     def save_model(self, request: HttpRequest, obj: Subscription, form: Any, change: bool) -> None:
-        super().save_model(request, obj, form, change)
-        if not change:
-            obj._shown_once = obj.add_secret()  # type: ignore[attr-defined]
+        if change:
+            super().save_model(request, obj, form, change)
+        else:
+            obj._shown_once = obj.save_with_secret()  # type: ignore[attr-defined]
 
     def response_add(
         self, request: HttpRequest, obj: Subscription, post_url_continue: str | None = None

@@ -127,7 +127,7 @@ def test_probes_come_half_as_often_each_time_up_to_a_limit(
     subscription = make_subscription()
     with transaction.atomic():
         circuit.record(
-            [circuit.Report(subscription.pk, 1, tally([BAD], gone=True), "gone", failed=True)]
+            [circuit.Report(subscription.pk, 0, tally([BAD], gone=True), "gone", failed=True)]
         )
     Subscription.objects.filter(pk=subscription.pk).update(probe_count=probes)
     subscription.refresh_from_db()
