@@ -29,7 +29,6 @@ from webhooks_project.engines.layout import (
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
-OUR_ID = r"\r\nwebhook-id: ([^\r]+)"
 # Ours, with its tables made and nothing in them; copied for each trial.
 _EMPTY = "webhooks_empty"
 
@@ -133,7 +132,7 @@ def _use(directory: Path) -> None:
 
 @dataclass
 class Receiver:
-    """A running `receiver.py`."""
+    """A running `webhooks_project.receiver.recording`."""
 
     process: subprocess.Popen[bytes]
     ports: list[int]
@@ -143,13 +142,21 @@ class Receiver:
 
 @contextlib.contextmanager
 def receiving(
-    log: Path, *, id_pattern: str = OUR_ID, ports: int = 1, delay: float = 0.0, silent: bool = False
+    log: Path,
+    *,
+    id_pattern: str | None = None,
+    ports: int = 1,
+    delay: float = 0.0,
+    silent: bool = False,
 ) -> Iterator[Receiver]:
-    """A receiver that writes `log`; see `receiver.py`."""
+    """A receiver that writes `log`; see `webhooks_project.receiver.recording`."""
     log.touch()
     options = ["--ports", str(ports), "--delay", str(delay), *(["--silent"] if silent else [])]
+    if id_pattern is not None:
+        options += ["--id", id_pattern]
     process = subprocess.Popen(
-        [sys.executable, str(HERE / "receiver.py"), str(log), id_pattern, *options],
+        [sys.executable, "-m", "webhooks_project.receiver.recording", str(log), *options],
+        cwd=CHECKOUT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

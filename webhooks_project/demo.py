@@ -17,9 +17,9 @@ from django.db import connection
 
 from deliveries import publish
 from deliveries.models import Attempt, Delivery
-from deliveries.receiver import Answer, Received, Receiver
 from subscriptions import circuit
 from subscriptions.models import Subscription, create_subscription
+from webhooks_project.receiver import Answer, Received, Receiver
 
 EVENTS = 400
 RATE = 25  # events a second

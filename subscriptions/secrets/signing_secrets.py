@@ -16,8 +16,6 @@ GENERATED_BYTES = 32
 LEAST_BYTES = 24
 MOST_BYTES = 64
 
-_HOW = "Leave it out to have one generated."
-
 
 class InvalidSecret(ValueError):
     """The text is not a signing secret. The message never repeats it."""
@@ -35,12 +33,12 @@ def parse(text: object) -> str:
     libraries of many languages, and what one of them tolerates another refuses.
     """
     if not isinstance(text, str):
-        raise InvalidSecret(f"The secret is a {type(text).__name__}; give it as text. {_HOW}")
+        raise InvalidSecret(f"The secret is a {type(text).__name__}; give it as text.")
     secret = text.strip()
     if not secret.startswith(PREFIX):
         raise InvalidSecret(
             f"The secret does not begin with {PREFIX}. Write {PREFIX} and the base64 of "
-            f"{LEAST_BYTES} to {MOST_BYTES} random bytes. {_HOW}"
+            f"{LEAST_BYTES} to {MOST_BYTES} random bytes."
         )
     encoded = secret[len(PREFIX) :]
     try:
@@ -50,12 +48,12 @@ def parse(text: object) -> str:
     if not key or base64.b64encode(key).decode("ascii") != encoded:
         raise InvalidSecret(
             f"What follows {PREFIX} is not standard base64 with its padding (A-Z, a-z, 0-9, "
-            f"+, / and a closing =). Copy the secret again, whole. {_HOW}"
+            f"+, / and a closing =). Copy the secret again, whole."
         )
     if not LEAST_BYTES <= len(key) <= MOST_BYTES:
         raise InvalidSecret(
             f"The secret holds {len(key)} bytes; Standard Webhooks asks for {LEAST_BYTES} to "
-            f"{MOST_BYTES}. {_HOW}"
+            f"{MOST_BYTES}."
         )
     return secret
 

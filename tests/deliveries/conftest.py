@@ -11,12 +11,12 @@ import pytest
 import redis
 from django.conf import settings
 
-from deliveries.receiver import Answer, Received, Receiver
 from deliveries.sending.worker import Sender
 from deliveries.transport import Transport
 from deliveries.waking import wakeups
 from subscriptions.models import Subscription
 from webhooks_project import engines
+from webhooks_project.receiver import Answer, Received, Receiver
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 

@@ -24,13 +24,13 @@ from deliveries.admin.pagination import EstimatingPaginator
 from deliveries.keeping import replay as replaying
 from deliveries.keeping.holding import hold
 from deliveries.models import Attempt, Delivery, Event, Lane
-from deliveries.receiver import Answer, Receiver
 from deliveries.sending import send_test as send_test_module
 from deliveries.transport import Transport
 from subscriptions.models import Subscription, TripFuse
 from tests.deliveries.test_commands import finish
 from tests.factories import make_subscription, make_subscription_with_secret, statuses
 from tests.subscriptions.test_commands import trip
+from webhooks_project.receiver import Answer, Receiver
 
 # Static files are found in the apps; nobody has collected them here.
 pytestmark = [

@@ -15,12 +15,12 @@ from deliveries.claiming import claims
 from deliveries.claiming.bodies import EventBodies
 from deliveries.claiming.claims import claim
 from deliveries.models import Attempt, Lane
-from deliveries.receiver import Answer, Receiver
 from deliveries.sending.worker import Sender
 from subscriptions import database as prepared
 from tests.deliveries.conftest import Script
 from tests.factories import make_subscription, statuses
 from tests.webhooks_project.waiting import eventually
+from webhooks_project.receiver import Answer, Receiver
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -20,7 +20,6 @@ from django.test.utils import CaptureQueriesContext
 
 from deliveries import NewEvent, publish, publish_many
 from deliveries.models import Delivery
-from deliveries.receiver import Receiver
 from deliveries.sending import worker as sending
 from deliveries.sending.worker import Sender
 from deliveries.settling.settle import settle
@@ -28,6 +27,7 @@ from deliveries.waking import wakeups
 from deliveries.waking.wakeups import lower_flags, wake
 from subscriptions.topics import PatternTrie
 from tests.factories import make_subscription, statuses
+from webhooks_project.receiver import Receiver
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

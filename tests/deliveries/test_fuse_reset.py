@@ -7,13 +7,13 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from deliveries import publish
-from deliveries.receiver import Receiver
 from deliveries.sending.worker import Sender
 from subscriptions.circuit import fuse
 from subscriptions.models import Subscription, TripFuse
 from subscriptions.signals import fuse_reset
 from tests.factories import make_subscription, statuses
 from tests.webhooks_project.waiting import eventually
+from webhooks_project.receiver import Receiver
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -19,13 +19,13 @@ from deliveries.keeping.housekeeping import expire_held, prune
 from deliveries.keeping.replay import replay
 from deliveries.keeping.sweep import sweep
 from deliveries.models import Delivery, Event, Lane
-from deliveries.receiver import Answer, Receiver
 from deliveries.sending.worker import Sender
 from subscriptions import circuit
 from subscriptions.models import Subscription
 from tests.deliveries.conftest import Script
 from tests.deliveries.plans import Plans, explaining
 from tests.factories import make_subscription, statuses
+from webhooks_project.receiver import Answer, Receiver
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("ordered")]
 

@@ -19,13 +19,13 @@ from deliveries.keeping import sweep as sweeping
 from deliveries.keeping.housekeeping import prune
 from deliveries.keeping.sweep import Swept, sweep
 from deliveries.models import Attempt, Delivery, Event, Lane
-from deliveries.receiver import Answer, Received, Receiver
 from deliveries.sending import worker as sending
 from deliveries.sending.worker import Sender
 from subscriptions import circuit
 from subscriptions.models import SigningSecret, Subscription
 from tests.deliveries.conftest import Script
 from tests.factories import make_subscription, statuses
+from webhooks_project.receiver import Answer, Received, Receiver
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -14,10 +14,10 @@ from django.db import connection
 
 from deliveries import publish
 from deliveries.models import Attempt, Delivery
-from deliveries.receiver import Answer, Received, Receiver
 from subscriptions.models import Subscription
 from tests.end_to_end.conftest import PATIENCE, Workers, eventually
 from tests.factories import make_subscription_with_secret, statuses
+from webhooks_project.receiver import Answer, Received, Receiver
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.end_to_end]
 

@@ -16,12 +16,12 @@ from django.db import connection
 
 from deliveries import NewEvent, publish, publish_many
 from deliveries.models import Attempt, Delivery
-from deliveries.receiver import Receiver
 from subscriptions.models import Subscription
 from tests.end_to_end.conftest import PATIENCE, Workers, eventually
 from tests.factories import make_subscription
 from webhooks_project import engines
 from webhooks_project.engines.layout import POSTGRESQL
+from webhooks_project.receiver import Receiver
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.end_to_end]
 

@@ -19,10 +19,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from deliveries.http1 import Answer, Connection
-
-HOST = "127.0.0.1"
-STATE_TIMEOUT = 10.0
+from webhooks_project.receiver.http import (
+    BACKLOG,
+    HOST,
+    Address,
+    Answer,
+    Connection,
+    Loop,
+    bind,
+)
+from webhooks_project.receiver.http import Request as Sent
 
 
 @dataclass(slots=True, eq=False)
@@ -52,97 +58,55 @@ class Door:
     url: str
 
 
-class Site:
+class Site(Address):
     """One address. `respond` decides each answer and may be changed while it runs."""
 
-    def __init__(self, receivers: Receivers, respond: Respond, listener: socket.socket) -> None:
+    def __init__(
+        self, receivers: Receivers, respond: Respond, listener: socket.socket | None
+    ) -> None:
+        super().__init__(listener=listener, loop=receivers.loop)
         self._receivers = receivers
+        self._latest: dict[Connection, Request] = {}
         self.respond = respond
-        self.listener = listener
-        self.port: int = listener.getsockname()[1]
-        self.url = f"http://{listener.getsockname()[0]}:{self.port}/"
-        self.waiting: list[_Connection] = []
+        self.waiting: list[Connection] = []
         self.in_flight: Counter[str] = Counter()
-        self.most_in_flight: Counter[str] = Counter()
 
     def let_go(self, count: int, status: int) -> None:
         """Answer the first `count` requests that were never to be answered."""
         going, self.waiting = self.waiting[:count], self.waiting[count:]
         assert len(going) == count, f"{len(going)} requests wait for an answer, not {count}"
         for connection in going:
-            self._receivers.soon(connection.answer_now, Answer(status))
+            self._receivers.loop.soon(connection.answer, Answer(status))
 
-    def took(self, request: Request, connection: _Connection) -> Answer:
-        self.in_flight[request.lane] += 1
-        self.most_in_flight[request.lane] = max(
-            self.most_in_flight[request.lane], self.in_flight[request.lane]
+    def take(self, connection: Connection, request: Sent) -> Answer:
+        headers = dict(request.headers)
+        lane = headers.get(b"X-Lane", b"").decode()
+        self.in_flight[lane] += 1
+        arrived = self._latest[connection] = Request(
+            at=time.monotonic(),
+            lane=lane,
+            id=headers.get(b"webhook-id", b"").decode(),
+            digest=hashlib.blake2b(request.body, digest_size=16).digest(),
+            beside=self.in_flight[lane],
         )
-        request.beside = self.in_flight[request.lane]
-        answer = self.respond(request)
+        answer = self.respond(arrived)
         if answer.delay == math.inf:
             self.waiting.append(connection)
-        self._receivers.log(request)
+        self._receivers.log(arrived)
         return answer
 
-    def answered(self, request: Request, status: int) -> None:
-        self.in_flight[request.lane] -= 1
-        request.status = status
-        request.answered_at = time.monotonic()
-
-
-class _Visit:
-    """The owner of one connection: its requests come one after the other."""
-
-    _connection: _Connection
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self._request: Request | None = None
-
-    def connected(self, connection: Connection) -> None:
-        assert isinstance(connection, _Connection)
-        self._connection = connection
-        self.site._receivers.open.add(connection)
+    def answered(self, connection: Connection, status: int) -> None:
+        request = self._latest.pop(connection, None)
+        if request is not None:
+            self.in_flight[request.lane] -= 1
+            request.status = status
+            request.answered_at = time.monotonic()
 
     def disconnected(self, connection: Connection) -> None:
-        assert isinstance(connection, _Connection)
-        self.site._receivers.open.discard(connection)
-        if self._request is not None:  # the sender hung up first
-            self.site.in_flight[self._request.lane] -= 1
-            self._request = None
-
-    def take(self, headers: dict[str, str], body: bytes) -> Answer:
-        lower = {name.lower(): value for name, value in headers.items()}
-        self._request = Request(
-            at=time.monotonic(),
-            lane=lower.get("x-lane", ""),
-            id=lower.get("webhook-id", ""),
-            digest=hashlib.blake2b(body, digest_size=16).digest(),
-        )
-        return self.site.took(self._request, self._connection)
-
-    def wrote(self, status: int) -> None:
-        if self._request is not None:
-            self.site.answered(self._request, status)
-            self._request = None
-
-
-class _Connection(Connection):
-    """Notes the moment of the answer, which with a delay is later than that of its decision."""
-
-    def __init__(self, visit: _Visit) -> None:
-        super().__init__(visit)
-        self._visit = visit
-
-    def belongs_to(self, site: Site) -> bool:
-        return self._visit.site is site
-
-    def answer_now(self, answer: Answer) -> None:
-        self._answer_late(answer, keep_alive=True)
-
-    def _write(self, answer: Answer, keep_alive: bool) -> None:
-        self._visit.wrote(answer.status)
-        super()._write(answer, keep_alive)
+        super().disconnected(connection)
+        request = self._latest.pop(connection, None)
+        if request is not None:  # the sender hung up first
+            self.in_flight[request.lane] -= 1
 
 
 class _Drip(asyncio.Protocol):
@@ -174,31 +138,26 @@ class Receivers:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
-        self.open: set[_Connection] = set()
         self._came = threading.Condition()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="receivers", daemon=True)
+        self._sites: list[Site] = []
         self._listeners: list[socket.socket] = []
-        self._servers: list[asyncio.Server] = []
-        self._serving: dict[Site, asyncio.Server] = {}
 
     def __enter__(self) -> Receivers:
-        self._thread.start()
+        self.loop = Loop("receivers")
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(STATE_TIMEOUT)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(STATE_TIMEOUT)
+        for site in self._sites:
+            site.close()
+        self.loop.close()
         for listener in self._listeners:
             listener.close()
 
     def site(self, respond: Respond | None = None, listener: socket.socket | None = None) -> Site:
         """An address that answers; 200 to everything unless `respond` says otherwise."""
-        if listener is None:
-            listener = self._bind()
         site = Site(self, respond or (lambda _: Answer()), listener)
-        asyncio.run_coroutine_threadsafe(self._serve(site), self._loop).result(STATE_TIMEOUT)
+        self._sites.append(site)
+        site.start()
         return site
 
     @contextlib.contextmanager
@@ -207,7 +166,8 @@ class Receivers:
 
         Its backlog is full, so the kernel drops whatever else comes; `serve` opens it later.
         """
-        listener = self._bind()
+        listener = bind(HOST)
+        self._listeners.append(listener)
         listener.listen(0)
         host, port = listener.getsockname()
         fillers = []
@@ -224,29 +184,22 @@ class Receivers:
                 filler.close()
 
     def serve(self, door: Door) -> Site:
-        """Answer at an address that was `unreachable`, or `cut`."""
+        """Answer at an address that was `unreachable`."""
         return self.site(listener=door.listener)
 
-    def cut(self, site: Site) -> Door:
-        """Nobody listens there any more: connections end, new ones are refused, until `serve`."""
-        asyncio.run_coroutine_threadsafe(self._stop(site), self._loop).result(STATE_TIMEOUT)
-        # Bound and not listening: refused, and nobody else gets the port.
-        return Door(self._bind(site.port), site.url)
-
-    def silent(self, backlog: int = 4096) -> str:
+    def silent(self, backlog: int = BACKLOG) -> str:
         """The URL of a black hole: the kernel completes connections, nobody ever takes them."""
-        listener = self._bind()
+        listener = bind(HOST)
+        self._listeners.append(listener)
         listener.listen(backlog)
         host, port = listener.getsockname()
         return f"http://{host}:{port}/"
 
     def dripping(self) -> str:
         """The URL of a receiver that says "200", and from then on one byte a second."""
-        listener = self._bind()
-        serving = self._loop.create_server(lambda: _Drip(), sock=listener, backlog=4096)
-        self._servers.append(
-            asyncio.run_coroutine_threadsafe(serving, self._loop).result(STATE_TIMEOUT)
-        )
+        listener = bind(HOST)
+        self._listeners.append(listener)
+        self.loop.run(_drip_at(listener))
         return "http://{}:{}/".format(*listener.getsockname())
 
     def log(self, request: Request) -> None:
@@ -270,42 +223,9 @@ class Receivers:
         seen = self.arrivals()
         return seen.total() - len(seen)
 
-    def soon(self, function: Callable[..., object], *arguments: object) -> None:
-        """Call that on the receivers' thread."""
-        self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _bind(self, port: int = 0) -> socket.socket:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, port))
-        self._listeners.append(listener)
-        return listener
-
-    async def _serve(self, site: Site) -> None:
-        server = await self._loop.create_server(
-            lambda: _Connection(_Visit(site)), sock=site.listener, backlog=4096
-        )
-        self._servers.append(server)
-        self._serving[site] = server
-
-    async def _stop(self, site: Site) -> None:
-        self._serving.pop(site).close()
-        for connection in list(self.open):
-            if connection.belongs_to(site):
-                connection.abort()
-
-    async def _close(self) -> None:
-        for server in self._servers:
-            server.close()
-        for connection in list(self.open):
-            connection.abort()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.close()
+async def _drip_at(listener: socket.socket) -> None:
+    await asyncio.get_running_loop().create_server(_Drip, sock=listener, backlog=BACKLOG)
 
 
 def always(status: int, delay: float = 0.0) -> Respond:

@@ -11,7 +11,6 @@ from uuid import UUID
 import pytest
 from django.db import DatabaseError, connection, transaction
 
-from deliveries.http1 import Answer
 from subscriptions import circuit
 from subscriptions.models import Subscription
 from tests.faults.invariants import check_invariants
@@ -19,6 +18,7 @@ from tests.faults.receivers import Site, always, in_turn, never
 from tests.faults.report import Row
 from tests.faults.waiting import PATIENCE, eventually
 from tests.faults.world import Lane, World
+from webhooks_project.receiver import Answer
 
 # Every failed attempt counts, and is made again at once.
 NO_QUICK = {"quick_retries": "", "slow_retries": ",".join(["0.05"] * 40), "probe_first": 3600}

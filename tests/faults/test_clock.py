@@ -10,7 +10,6 @@ import pytest
 import redis
 from django.conf import settings
 
-from deliveries.http1 import Answer
 from subscriptions.conf import conf
 from tests.faults.clock import Clock, NotPermitted
 from tests.faults.invariants import check_invariants
@@ -18,6 +17,7 @@ from tests.faults.report import Row
 from tests.faults.waiting import eventually, holds_within
 from tests.faults.world import World
 from webhooks_project.programs import RECOVER_QUEUES
+from webhooks_project.receiver import Answer
 
 LANES = 20
 QUIET = [f"quiet.{n}" for n in range(5)]

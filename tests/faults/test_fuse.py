@@ -53,7 +53,7 @@ def test_a_failure_of_our_own_network_does_not_trip_everyone(world: World, measu
     assert world.statuses() == {"succeeded": LANES}
     most = allowed_trips(LANES, conf().fuse_trips, conf().fuse_share)
 
-    door = world.receivers.cut(site)
+    site.stop()
     for name in names:  # one by one, so that they do not all fail in one batch
         world.ledger.publish(name)
     eventually(blown, "the fuse blowing")
@@ -64,7 +64,7 @@ def test_a_failure_of_our_own_network_does_not_trip_everyone(world: World, measu
     assert alerts(world) == 1
     assert world.fuse_signals() == ["blown"]
 
-    back = world.receivers.serve(door)
+    site.start()
     seconds = eventually(
         lambda: world.statuses() == {"succeeded": 2 * LANES}, "everything arriving"
     )
@@ -72,7 +72,7 @@ def test_a_failure_of_our_own_network_does_not_trip_everyone(world: World, measu
     assert not blown()
     assert world.fuse_signals() == ["blown", "reset"]
 
-    back.respond = lambda request: always(500 if request.lane == names[0] else 200)(request)
+    site.respond = lambda request: always(500 if request.lane == names[0] else 200)(request)
     world.ledger.publish(names[0])
     eventually(lambda: world.states(names[:1]) == {"tripped": 1}, "a trip as before")
     world.pause_all()

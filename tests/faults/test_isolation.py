@@ -25,13 +25,13 @@ import redis
 from django.conf import settings as django_settings
 from django.db import connection
 
-from deliveries.http1 import Answer
 from subscriptions import circuit
 from tests.faults.invariants import check_invariants
 from tests.faults.load import percentile
 from tests.faults.report import Row
 from tests.faults.waiting import eventually, holds_within
 from tests.faults.world import World
+from webhooks_project.receiver import Answer
 
 HEALTHY = 50
 RATE = 50.0

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import pytest
 from django.db import connection, transaction
 
-from deliveries.http1 import Answer
 from subscriptions.conf import conf
 from tests.faults.invariants import check_invariants
 from tests.faults.load import percentile
@@ -18,6 +17,7 @@ from tests.faults.receivers import Request, never
 from tests.faults.report import Row
 from tests.faults.waiting import eventually, holds_within
 from tests.faults.world import World
+from webhooks_project.receiver import Answer
 
 LANES = 30
 RATE = 40.0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,7 +12,7 @@ from machine import Machine
 from measuring import compare_arrivals, percentile
 from phase import Measured
 from pictures import Chart, row_of, size_label, top_of_scale
-from place import HERE, OUR_ID
+from place import receiving
 from targets import Results, targets
 
 LOG = "10.000000 /0 a\n10.500000 /1 a\n12.000000 /0 b\n"
@@ -110,24 +108,18 @@ def test_a_picture_is_well_formed_and_holds_every_value() -> None:
 
 def test_the_receiver_notes_each_request_before_it_answers(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    process = subprocess.Popen(
-        [sys.executable, str(HERE / "receiver.py"), str(log), OUR_ID],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    request = b"POST /7 HTTP/1.1\r\nHost: a\r\nwebhook-id: %b\r\nContent-Length: 2\r\n\r\n{}"
-    with process:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
-            both = request % b"one" + request % b"two"
-            client.sendall(both[:50])
-            client.sendall(both[50:])
-            answers = b""
-            while answers.count(b"200 OK") < 2:
-                received = client.recv(4096)
-                assert received, answers
-                answers += received
-            lines = [line.split()[1:] for line in log.read_text().splitlines()]
-        process.communicate()
+    request = b"POST /7 HTTP/1.1\r\nHost: a\r\nWebhook-Id: %b\r\nContent-Length: 2\r\n\r\n{}"
+    with (
+        receiving(log) as receiver,
+        socket.create_connection(("127.0.0.1", receiver.ports[0]), timeout=30) as client,
+    ):
+        both = request % b"one" + request % b"two"
+        client.sendall(both[:50])
+        client.sendall(both[50:])
+        answers = b""
+        while answers.count(b"200 OK") < 2:
+            received = client.recv(4096)
+            assert received, answers
+            answers += received
+        lines = [line.split()[1:] for line in log.read_text().splitlines()]
     assert lines == [["/7", "one"], ["/7", "two"]]

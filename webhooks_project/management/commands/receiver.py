@@ -11,9 +11,9 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
-from deliveries.receiver import Answer, Received, Receiver, accept
 from deliveries.transport import text_for_operators
 from subscriptions.management.base import OperatorCommand, secret_argument, whole_number
+from webhooks_project.receiver import Answer, Received, Receiver, accept
 
 
 def status_in(path: Path) -> int:

@@ -11,28 +11,18 @@ and back again (`start`) on the same port. It listens on 127.0.0.1 only.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import unquote
 
-from deliveries.http1 import Answer, Connection
 from deliveries.sending.signing import BadSignature, verify
 from subscriptions.conf import conf
 from subscriptions.secrets import signing_secrets
-
-__all__ = ["Answer", "Received", "Receiver", "accept"]
-
-HOST = "127.0.0.1"
-# A change of state takes milliseconds; longer means that a callback of the owner blocks.
-STATE_TIMEOUT = 10.0
+from webhooks_project.receiver.http import Address, Answer, Connection, Request
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +59,7 @@ def accept(received: Received) -> Answer:
     return Answer()
 
 
-class Receiver:
+class Receiver(Address):
     """A receiver on 127.0.0.1, in a thread of its own; a context manager.
 
     `port` 0 takes any free one; `OSError` if it is taken. `url` is known from the beginning.
@@ -89,23 +79,16 @@ class Receiver:
         on_request: Callable[[Received], None] | None = None,
         keep: bool = True,
     ) -> None:
+        self._secrets = [signing_secrets.parse(secret) for secret in secrets]
+        super().__init__(port=port)
         self.received: list[Received] = []
         self.count = 0
-        self._secrets = [signing_secrets.parse(secret) for secret in secrets]
         self._respond = respond or accept
         self._on_request = on_request
         self._keep = keep
         self._topic_header = f"{conf().header_prefix}-event-topic".lower()
         self._arrived = threading.Condition()
         self._targets: list[int] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._server: asyncio.Server | None = None
-        self._connections: set[Connection] = set()
-        self._silent = False
-        self._socket = _bind(port)
-        self.port: int = self._socket.getsockname()[1]
-        self.url = f"http://{HOST}:{self.port}/"
 
     def __enter__(self) -> Receiver:
         self.start()
@@ -117,30 +100,6 @@ class Receiver:
     def add_secret(self, secret: str) -> None:
         """Verify with this secret too: a subscription's is known only after its URL."""
         self._secrets = [*self._secrets, signing_secrets.parse(secret)]
-
-    def start(self) -> None:
-        """Answer: for the first time, or again after `stop` or `pause`. Idempotent."""
-        self._call(self._listen())
-
-    def pause(self) -> None:
-        """Take connections, and be silent on them until `start`. Idempotent."""
-        self._call(self._listen(silent=True))
-
-    def stop(self) -> None:
-        """Break off every connection and refuse new ones, until `start`. Idempotent.
-
-        The port is kept meanwhile: nobody else gets it.
-        """
-        self._call(self._hang_up())
-
-    def close(self) -> None:
-        """Stop for good, and give the port back. Idempotent."""
-        if self._thread is not None and self._loop is not None:
-            self.stop()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(STATE_TIMEOUT)
-            self._thread = self._loop = None
-        self._socket.close()
 
     def wait_for(
         self, count_or_predicate: int | Callable[[list[Received]], object], timeout: float
@@ -167,63 +126,9 @@ class Receiver:
             finally:
                 self._targets.remove(target)
 
-    def _call(self, change: Coroutine[Any, Any, None]) -> None:
-        try:
-            loop = self._running_loop()
-        except RuntimeError:
-            change.close()
-            raise
-        asyncio.run_coroutine_threadsafe(change, loop).result(STATE_TIMEOUT)
-
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        if self._thread is threading.current_thread():
-            raise RuntimeError("A receiver cannot be started or stopped from its own callbacks.")
-        if self._loop is None:
-            if self._socket.fileno() < 0:
-                raise RuntimeError("This receiver is closed; make a new one.")
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(
-                target=_run, args=(self._loop,), name=f"receiver-{self.port}", daemon=True
-            )
-            self._thread.start()
-        return self._loop
-
-    async def _listen(self, *, silent: bool = False) -> None:
-        self._silent = silent
-        for connection in self._connections:
-            connection.hush(silent)
-        if self._server is None:
-            self._server = await asyncio.get_running_loop().create_server(
-                lambda: Connection(self), sock=self._socket, backlog=1024
-            )
-
-    async def _hang_up(self) -> None:
-        if self._server is not None:
-            # A process that was forked meanwhile holds the listening socket too.
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-            self._server.close()
-            self._server = None
-            # Bound, but not listening: connections are refused, and the port stays ours.
-            self._socket.close()
-            self._socket = _bind(self.port)
-        for connection in list(self._connections):
-            connection.abort()
-
-    # The rest is called by the connections, on the receiver's thread.
-
-    def connected(self, connection: Connection) -> None:
-        if self._server is None:  # accepted just before `stop`
-            connection.abort()
-            return
-        self._connections.add(connection)
-        connection.hush(self._silent)
-
-    def disconnected(self, connection: Connection) -> None:
-        self._connections.discard(connection)
-
-    def take(self, headers: dict[str, str], body: bytes) -> Answer:
+    def take(self, connection: Connection, request: Request) -> Answer:
         """Record one request and decide its answer."""
+        body, headers = request.body, request.texts()
         lower = {name.lower(): value for name, value in headers.items()}
         verified, problem = self._verify(body, lower)
         received = Received(
@@ -263,26 +168,3 @@ class Receiver:
         except BadSignature as error:
             return False, str(error)
         return True, ""
-
-
-def _bind(port: int) -> socket.socket:
-    bound = socket.socket()
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((HOST, port))
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    try:
-        loop.run_forever()
-        accepting = asyncio.all_tasks(loop)
-        for task in accepting:
-            task.cancel()
-        if accepting:
-            loop.run_until_complete(asyncio.wait(accepting))
-    finally:
-        loop.close()

@@ -12,14 +12,14 @@ from http.client import HTTPConnection, RemoteDisconnected
 
 import pytest
 
-from deliveries.receiver import Answer, Received, Receiver
 from deliveries.sending import signing
 from subscriptions.secrets import signing_secrets
+from webhooks_project.receiver import Answer, Received, Receiver
 
 SECRET = signing_secrets.generate()
 BODY = b'{"v":1}'
 # Nothing here takes longer than some milliseconds; only a failure waits this long.
-PATIENCE = 10.0
+TIMEOUT = 10.0
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def receiver() -> Iterator[Receiver]:
         yield running
 
 
-def connect(receiver: Receiver, timeout: float = PATIENCE) -> HTTPConnection:
+def connect(receiver: Receiver, timeout: float = TIMEOUT) -> HTTPConnection:
     return HTTPConnection("127.0.0.1", receiver.port, timeout=timeout)
 
 
@@ -56,7 +56,7 @@ def post(
 
 def exchange(receiver: Receiver, data: bytes) -> bytes:
     """Send raw bytes; everything that comes back until the receiver closes."""
-    with socket.create_connection(("127.0.0.1", receiver.port), PATIENCE) as raw:
+    with socket.create_connection(("127.0.0.1", receiver.port), TIMEOUT) as raw:
         raw.sendall(data)
         return b"".join(iter(lambda: raw.recv(65536), b""))
 
@@ -162,15 +162,27 @@ def test_requests_sent_ahead_are_answered_in_order() -> None:
 
 
 def test_a_body_in_small_pieces_is_put_together(receiver: Receiver) -> None:
-    with socket.create_connection(("127.0.0.1", receiver.port), PATIENCE) as raw:
+    with socket.create_connection(("127.0.0.1", receiver.port), TIMEOUT) as raw:
         for byte in b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello":
             raw.sendall(bytes([byte]))
         assert raw.recv(65536).startswith(b"HTTP/1.1 200 OK")
     assert receiver.received[0].body == b"hello"
 
 
+def test_a_body_in_chunks_is_put_together(receiver: Receiver) -> None:
+    head = b"POST / HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    exchange(receiver, head + b"3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n")
+    assert receiver.received[0].body == b"hello"
+
+
+def test_headers_of_one_name_are_joined(receiver: Receiver) -> None:
+    post(receiver)
+    exchange(receiver, b"POST / HTTP/1.1\r\nA: 1\r\na: 2\r\nConnection: close\r\n\r\n")
+    assert receiver.received[1].headers == {"A": "1, 2", "Connection": "close"}
+
+
 def test_a_sender_that_asks_whether_to_go_on_is_told_so(receiver: Receiver) -> None:
-    with socket.create_connection(("127.0.0.1", receiver.port), PATIENCE) as raw:
+    with socket.create_connection(("127.0.0.1", receiver.port), TIMEOUT) as raw:
         raw.sendall(b"POST / HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
         assert raw.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
         raw.sendall(b"ok")
@@ -184,9 +196,6 @@ def test_a_sender_that_asks_whether_to_go_on_is_told_so(receiver: Receiver) -> N
         (b"nonsense\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nno colon\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
-        (b"POST / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", 413),
-        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 411),
-        (b"POST / HTTP/1.1\r\nX: " + b"x" * 66000 + b"\r\n\r\n", 431),
     ],
 )
 def test_what_it_cannot_read_is_refused_and_not_recorded(
@@ -207,7 +216,7 @@ def test_a_delay_holds_one_answer_back_and_no_other_request() -> None:
         closing(connect(receiver)) as stuck,
     ):
         stuck.request("POST", "/", b"slow")
-        assert slow.wait(PATIENCE)
+        assert slow.wait(TIMEOUT)
         assert post(receiver, b"quick") == (200, b"")
         receiver.stop()
         with pytest.raises((RemoteDisconnected, ConnectionResetError)):
@@ -222,7 +231,7 @@ def test_a_delay_is_in_seconds() -> None:
 
 
 def test_a_stopped_receiver_refuses_and_comes_back_on_the_same_port(receiver: Receiver) -> None:
-    with socket.create_connection(("127.0.0.1", receiver.port), PATIENCE) as kept:
+    with socket.create_connection(("127.0.0.1", receiver.port), TIMEOUT) as kept:
         kept.sendall(b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n1")
         assert kept.recv(65536).startswith(b"HTTP/1.1 200 OK")
         for _ in range(2):
@@ -252,7 +261,7 @@ def test_a_pause_keeps_a_late_answer_back_too() -> None:
     with Receiver(respond=lambda _: Answer(delay=0.02)) as receiver:
         with closing(connect(receiver, timeout=0.2)) as connection:
             connection.request("POST", "/", BODY)
-            assert receiver.wait_for(1, PATIENCE)
+            assert receiver.wait_for(1, TIMEOUT)
             receiver.pause()
             with pytest.raises(TimeoutError):
                 connection.getresponse()
@@ -266,17 +275,17 @@ def test_wait_for_takes_a_number_or_a_predicate(receiver: Receiver) -> None:
     assert not receiver.wait_for(1, 0.01)
     sender = threading.Thread(target=lambda: [post(receiver, b"%d" % n) for n in range(5)])
     sender.start()
-    assert receiver.wait_for(3, PATIENCE)
-    assert receiver.wait_for(lambda seen: any(one.body == b"4" for one in seen), PATIENCE)
+    assert receiver.wait_for(3, TIMEOUT)
+    assert receiver.wait_for(lambda seen: any(one.body == b"4" for one in seen), TIMEOUT)
     assert not receiver.wait_for(lambda seen: len(seen) > 5, 0.01)
-    sender.join(PATIENCE)
+    sender.join(TIMEOUT)
 
 
 def test_without_keep_requests_are_only_counted() -> None:
     seen: list[Received] = []
     with Receiver(keep=False, on_request=seen.append) as receiver:
         post(receiver)
-        assert receiver.wait_for(1, PATIENCE)
+        assert receiver.wait_for(1, TIMEOUT)
         assert (receiver.count, receiver.received, len(seen)) == (1, [], 1)
 
 
@@ -319,7 +328,7 @@ def test_many_senders_lose_nothing(receiver: Receiver) -> None:
     threads = [threading.Thread(target=send, args=[number]) for number in range(10)]
     for thread in threads:
         thread.start()
-    assert receiver.wait_for(500, PATIENCE)
+    assert receiver.wait_for(500, TIMEOUT)
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
     assert len({one.body for one in receiver.received}) == len(receiver.received) == 500
