@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
+from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.shortcuts import redirect
@@ -29,7 +31,7 @@ from deliveries.admin.readonly import (
 )
 from deliveries.admin.subscriptions import SubscriptionWithDeliveriesAdmin
 from deliveries.keeping.backlog import backoff
-from deliveries.keeping.replay import FINISHED, replay_many
+from deliveries.keeping.replay import BATCH, FINISHED, Replayed, replay
 from deliveries.models import Attempt, Delivery, Event, Lane
 from subscriptions.admin.display import ago, chip, link, page_of, short
 from subscriptions.models import Subscription
@@ -165,7 +167,18 @@ class DeliveryAdmin(ReadOnlyAdmin):
         self._replay(request, ids)
 
     def _replay(self, request: HttpRequest, ids: list[int]) -> None:
-        replayed, changed = replay_many(ids)
+        replayed, changed = Replayed(), 0
+        for start in range(0, len(ids), BATCH):
+            with transaction.atomic():
+                batch, batch_ids = replay(ids[start : start + BATCH])
+                LogEntry.objects.log_actions(
+                    user_id=request.user.pk,  # type: ignore[arg-type]  # a user is logged in
+                    queryset=Delivery.objects.filter(pk__in=batch_ids),
+                    action_flag=CHANGE,
+                    change_message="Sent again (replay).",
+                )
+            changed += len(batch_ids)
+            replayed = Replayed(replayed.pending + batch.pending, replayed.held + batch.held)
         if replayed.pending:
             text = ngettext(
                 "%d delivery will be sent again now.",
@@ -180,7 +193,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
                 replayed.held,
             )
             self.message_user(request, text % replayed.held, messages.WARNING)
-        if left := len(ids) - len(changed):
+        if left := len(ids) - changed:
             text = ngettext(
                 "%d delivery was left as it is: it is open already, or its subscription was "
                 "deleted.",

@@ -1,11 +1,13 @@
 """Housekeeping: what is held for too long ends, and what is kept long enough goes.
 
-In batches, each a transaction of its own, with SKIP LOCKED: it never blocks a delivery, may run
-twice at once, and may be killed anywhere.
+Each run goes through what is old once, a page at a time, whether it is removed or kept: where a
+page ends, the next begins. Each page is a transaction of its own, with SKIP LOCKED for the rows
+that it changes: it never blocks a delivery, may run twice at once, and may be killed anywhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.db import connection
@@ -14,22 +16,100 @@ from deliveries.keeping.holding import HELD_TOO_LONG
 from subscriptions.conf import conf
 from subscriptions.index import trim_changes
 
+# How many rows a page has.
 BATCH = 2000
 KEPT_CHANGES = 10_000
+
+# Of each statement: `page` is read by an index, from where the last page ended; `old` are the
+# rows of it that are changed; the answer is how many were, and where the page ended, or no row if
+# it was empty. (`ANY(ARRAY(…))` and not `IN (…)`: the planner may join a sub-select by reading
+# the whole table.)
+
+# By the index `delivery_held`.
+_EXPIRE_HELD = """
+WITH page AS MATERIALIZED (
+    SELECT subscription_id, id, held_at FROM deliveries_delivery
+    WHERE status = 'held' AND (subscription_id, id) > (%(after)s::uuid, %(after_id)s::bigint)
+    ORDER BY subscription_id, id LIMIT %(batch)s
+), old AS MATERIALIZED (
+    SELECT id FROM deliveries_delivery
+    WHERE status = 'held' AND held_at < now() - %(days)s * interval '1 day' AND id = ANY(ARRAY(
+        SELECT id FROM page WHERE held_at < now() - %(days)s * interval '1 day'
+    ))
+    FOR UPDATE SKIP LOCKED
+), expired AS (
+    UPDATE deliveries_delivery SET status = 'discarded', finished_at = now(),
+        last_error = %(reason)s
+    WHERE id = ANY(ARRAY(SELECT id FROM old))
+)
+SELECT (SELECT count(*) FROM old), subscription_id, id
+FROM page ORDER BY subscription_id DESC, id DESC LIMIT 1
+"""
+
+_PAST_ITS_TIME = """finished_at < now() - interval '1 day' * CASE status
+            WHEN 'succeeded' THEN %(succeeded_days)s::float8 ELSE %(failed_days)s::float8 END"""
+
+# By the index `delivery_finished`.
+_PRUNE_DELIVERIES = f"""
+WITH page AS MATERIALIZED (
+    SELECT finished_at, id, {_PAST_ITS_TIME} AS is_old FROM deliveries_delivery
+    WHERE finished_at >= %(after)s::timestamptz
+        AND (finished_at, id) > (%(after)s::timestamptz, %(after_id)s::bigint)
+        AND finished_at < now()
+            - least(%(succeeded_days)s::float8, %(failed_days)s::float8) * interval '1 day'
+    ORDER BY finished_at, id LIMIT %(batch)s
+), old AS MATERIALIZED (
+    SELECT id FROM deliveries_delivery
+    WHERE {_PAST_ITS_TIME} AND id = ANY(ARRAY(SELECT id FROM page WHERE is_old))
+    FOR UPDATE SKIP LOCKED
+), attempts AS (
+    DELETE FROM deliveries_attempt WHERE delivery_id = ANY(ARRAY(SELECT id FROM old))
+), deliveries AS (
+    DELETE FROM deliveries_delivery WHERE id = ANY(ARRAY(SELECT id FROM old))
+)
+SELECT (SELECT count(*) FROM old), finished_at, id
+FROM page ORDER BY finished_at DESC, id DESC LIMIT 1
+"""
+
+# By the index `event_created`. Events of which a delivery is kept are many, and read once.
+_PRUNE_EVENTS = """
+WITH page AS MATERIALIZED (
+    SELECT created_at, id FROM deliveries_event
+    WHERE created_at >= %(after)s::timestamptz
+        AND (created_at, id) > (%(after)s::timestamptz, %(after_id)s::text)
+        AND created_at < now() - %(days)s * interval '1 day'
+    ORDER BY created_at, id LIMIT %(batch)s
+), old AS MATERIALIZED (
+    SELECT id FROM deliveries_event
+    WHERE id = ANY(ARRAY(
+        SELECT id FROM page WHERE (
+            SELECT true FROM deliveries_delivery d WHERE d.event_id = page.id LIMIT 1
+        ) IS NULL
+    ))
+    FOR UPDATE SKIP LOCKED
+), events AS (
+    DELETE FROM deliveries_event WHERE id = ANY(ARRAY(SELECT id FROM old))
+)
+SELECT (SELECT count(*) FROM old), created_at, id
+FROM page ORDER BY created_at DESC, id DESC LIMIT 1
+"""
+
+_PRUNE_LANES = """
+DELETE FROM deliveries_lane WHERE subscription_id = ANY(ARRAY(
+    SELECT lane.subscription_id FROM deliveries_lane lane
+    WHERE NOT EXISTS (
+        SELECT 1 FROM subscriptions_subscription s WHERE s.id = lane.subscription_id
+    )
+    FOR UPDATE SKIP LOCKED
+))
+"""
 
 
 def expire_held() -> int:
     """Discard deliveries held for longer than `hold_days`; returns how many."""
-    return _repeat(
-        """
-        UPDATE deliveries_delivery SET status = 'discarded', finished_at = now(),
-            last_error = %(reason)s
-        WHERE id = ANY(ARRAY(
-            SELECT id FROM deliveries_delivery
-            WHERE status = 'held' AND held_at < now() - %(days)s * interval '1 day'
-            LIMIT %(batch)s FOR UPDATE SKIP LOCKED
-        ))
-        """,
+    return _page_by_page(
+        _EXPIRE_HELD,
+        {"after": "00000000-0000-0000-0000-000000000000", "after_id": 0},
         reason=HELD_TOO_LONG,
         days=conf().hold_days,
     )
@@ -41,58 +121,33 @@ def prune() -> tuple[int, int]:
     Returns the numbers of deliveries and of events removed.
     """
     values = conf()
-    deliveries = 0
-    for statuses, days in (
-        (["succeeded"], values.keep_succeeded_days),
-        (["failed", "discarded"], values.keep_failed_days),
-    ):
-        deliveries += _repeat(
-            """
-            WITH old AS (
-                SELECT id FROM deliveries_delivery
-                WHERE finished_at < now() - %(days)s * interval '1 day'
-                    AND status = ANY(%(statuses)s)
-                ORDER BY finished_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
-            ), attempts AS (
-                DELETE FROM deliveries_attempt WHERE delivery_id IN (SELECT id FROM old)
-            )
-            DELETE FROM deliveries_delivery WHERE id IN (SELECT id FROM old)
-            """,
-            days=days,
-            statuses=statuses,
-        )
-    events = _repeat(
-        """
-        DELETE FROM deliveries_event WHERE id = ANY(ARRAY(
-            SELECT e.id FROM deliveries_event e
-            WHERE e.created_at < now() - %(days)s * interval '1 day'
-                AND NOT EXISTS (SELECT 1 FROM deliveries_delivery d WHERE d.event_id = e.id)
-            ORDER BY e.created_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
-        ))
-        """,
+    deliveries = _page_by_page(
+        _PRUNE_DELIVERIES,
+        {"after": "-infinity", "after_id": 0},
+        succeeded_days=values.keep_succeeded_days,
+        failed_days=values.keep_failed_days,
+    )
+    events = _page_by_page(
+        _PRUNE_EVENTS,
+        {"after": "-infinity", "after_id": ""},
         days=min(values.keep_succeeded_days, values.keep_failed_days),
     )
-    _repeat(
-        """
-        DELETE FROM deliveries_lane WHERE subscription_id = ANY(ARRAY(
-            SELECT lane.subscription_id FROM deliveries_lane lane
-            WHERE NOT EXISTS (
-                SELECT 1 FROM subscriptions_subscription s WHERE s.id = lane.subscription_id
-            )
-            LIMIT %(batch)s FOR UPDATE SKIP LOCKED
-        ))
-        """
-    )
+    with connection.cursor() as cursor:
+        cursor.execute(_PRUNE_LANES)
     trim_changes(KEPT_CHANGES)
     return deliveries, events
 
 
-def _repeat(sql: str, **parameters: Any) -> int:
+def _page_by_page(sql: str, start: Mapping[str, Any], **parameters: Any) -> int:
+    """Run `sql` on each page after `start`; returns how many rows were changed."""
     total = 0
+    position = start
     while True:
         with connection.cursor() as cursor:
-            cursor.execute(sql, {**parameters, "batch": BATCH})
-            count = int(cursor.rowcount)
-        total += count
-        if count < BATCH:
+            cursor.execute(sql, {**parameters, **position, "batch": BATCH})
+            page = cursor.fetchone()
+        if page is None:
             return total
+        count, after, after_id = page
+        total += count
+        position = {"after": after, "after_id": after_id}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 from uuid import UUID
 
 from django.db import connection, transaction
+from django.db.models import Max, QuerySet
 
 from deliveries.models import Delivery
 from deliveries.waking.wakeups import wake
@@ -74,35 +75,48 @@ def replay(delivery_ids: Sequence[int]) -> tuple[Replayed, set[int]]:
     return Replayed(pending, len(rows) - pending), {row[0] for row in rows}
 
 
-def replay_many(delivery_ids: Iterable[int]) -> tuple[Replayed, set[int]]:
-    """`replay` in batches, each a transaction of its own: for any number of deliveries."""
-    total, changed = Replayed(), set[int]()
-    for batch in _batches(delivery_ids):
-        replayed, ids = replay(batch)
-        total = Replayed(total.pending + replayed.pending, total.held + replayed.held)
-        changed |= ids
-    return total, changed
-
-
-def finished_deliveries(
-    subscription: Subscription,
-    *,
-    statuses: Iterable[str],
-    since: datetime | None = None,
-    until: datetime | None = None,
-) -> list[int]:
-    """The ids of a subscription's finished deliveries, oldest first.
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A subscription's finished deliveries in these statuses.
 
     `since` (included) and `until` (not included) are about the time the event was published.
     """
-    chosen = Delivery.objects.filter(
-        subscription=subscription, status__in=[one for one in statuses if one in FINISHED]
-    )
-    if since is not None:
-        chosen = chosen.filter(created_at__gte=since)
-    if until is not None:
-        chosen = chosen.filter(created_at__lt=until)
-    return list(chosen.order_by("id").values_list("id", flat=True))
+
+    subscription: Subscription
+    statuses: Sequence[str]
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def rows(self) -> QuerySet[Delivery]:
+        chosen = Delivery.objects.filter(
+            subscription=self.subscription, status__in=set(self.statuses) & set(FINISHED)
+        )
+        if self.since is not None:
+            chosen = chosen.filter(created_at__gte=self.since)
+        if self.until is not None:
+            chosen = chosen.filter(created_at__lt=self.until)
+        return chosen
+
+
+def replay_chosen(chosen: Chosen) -> Iterator[Replayed]:
+    """Replay any number of deliveries, oldest first in each status; yields a total as it grows.
+
+    Reads and changes a batch at a time, each in a transaction of its own: the memory that it
+    needs does not depend on how many there are. When it is interrupted, what was replayed stays
+    so, and the same call goes on with the rest. Deliveries that fail again meanwhile, or are
+    published meanwhile, are not taken.
+    """
+    newest = Delivery.objects.aggregate(newest=Max("id"))["newest"] or 0
+    total = Replayed()
+    # A status at a time: the index is in the order of ids within each status.
+    for status in sorted(set(chosen.statuses)):
+        rows = replace(chosen, statuses=[status]).rows().filter(id__lte=newest).order_by("id")
+        last = 0
+        while ids := list(rows.filter(id__gt=last).values_list("id", flat=True)[:BATCH]):
+            replayed, _ = replay(ids)
+            total = Replayed(total.pending + replayed.pending, total.held + replayed.held)
+            yield total
+            last = ids[-1]
 
 
 def why_not(delivery_ids: Iterable[int]) -> dict[int, str]:
@@ -126,9 +140,3 @@ def why_not(delivery_ids: Iterable[int]) -> dict[int, str]:
         else:
             reasons[delivery_id] = "it was changed in that very moment; try again"
     return reasons
-
-
-def _batches(ids: Iterable[int]) -> Iterator[list[int]]:
-    iterator = iter(ids)
-    while batch := list(islice(iterator, BATCH)):
-        yield batch

@@ -122,6 +122,27 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from _nodes(child)
 
 
+class RowsRead:
+    """How many rows the statements of this thread's connection read, of all tables and indexes."""
+
+    def __init__(self) -> None:
+        self._before = self._total()
+
+    def so_far(self) -> int:
+        return self._total() - self._before
+
+    def _total(self) -> int:
+        with connections["default"].cursor() as cursor:
+            # Statistics are else written down a second later.
+            cursor.execute("SELECT pg_stat_force_next_flush()")
+            cursor.execute("SELECT pg_stat_clear_snapshot()")
+            cursor.execute(
+                "SELECT (SELECT sum(seq_tup_read) FROM pg_stat_user_tables)::bigint"
+                " + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes)::bigint"
+            )
+            return int(cursor.fetchone()[0])
+
+
 @contextmanager
 def explaining() -> Iterator[Plans]:
     """Ready to explain, on this thread's connection and on those that are made in the block."""

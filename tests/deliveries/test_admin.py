@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.contrib.messages import get_messages
 from django.db import connection
@@ -232,6 +233,18 @@ def test_replaying_says_what_is_sent_held_and_left_alone(
         "1 delivery was left as it is: it is open already, or its subscription was deleted.",
     ]
     assert Delivery.objects.filter(status="pending").count() == 4
+
+
+def test_a_replay_is_told_to_the_history_of_each_delivery_that_it_changed(
+    admin_client: Client, deliveries: list[Delivery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replaying, "wake", lambda _: 0)
+    monkeypatch.setattr(module, "BATCH", 2)
+    finished = finish("failed", pk__lt=deliveries[0].pk)
+    replayed(admin_client, *(one.pk for one in deliveries))
+    admin_client.post(f"{DELIVERIES}{deliveries[0].pk}/replay/")  # is open already
+    assert sorted(int(one.object_id) for one in LogEntry.objects.all()) == finished
+    assert "Sent again (replay)" in text(admin_client, f"{DELIVERIES}{finished[0]}/history/")
 
 
 def test_too_many_at_once_are_refused(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from deliveries import publish
 from deliveries.keeping import replay as replaying
 from deliveries.keeping.holding import hold
 from deliveries.keeping.housekeeping import expire_held
+from deliveries.keeping.replay import Chosen, Replayed, replay_chosen
 from deliveries.models import Delivery, Event, Lane
 from subscriptions import circuit
 from subscriptions.models import Subscription, TripFuse
@@ -313,6 +314,62 @@ def test_a_large_replay_goes_in_batches(monkeypatch: pytest.MonkeyPatch, woken: 
         publish("test.a", {})
     finish()
     assert run_json("replay", "--subscription", "a")["pending"] == 5
+
+
+def test_a_large_replay_reads_a_batch_when_it_is_its_turn(
+    monkeypatch: pytest.MonkeyPatch, woken: list[Any]
+) -> None:
+    """What somebody else did since it began is no error, and nothing is read twice."""
+    monkeypatch.setattr(replaying, "BATCH", 2)
+    make_subscription(name="a", topic_patterns=["x"])
+    for _ in range(5):
+        publish("x", {})
+    *_, last = finish()
+    batches: list[Sequence[int]] = []
+
+    def replay_while_others_do(ids: Sequence[int]) -> Any:
+        batches.append(ids)
+        if len(batches) == 1:
+            original([last])
+            publish("x", {})
+            finish("failed", pk__gt=last)  # fails after the command began
+        return original(ids)
+
+    original = replaying.replay
+    monkeypatch.setattr(replaying, "replay", replay_while_others_do)
+    assert run_json("replay", "--subscription", "a")["pending"] == 4
+    assert [len(one) for one in batches] == [2, 2]
+    assert Delivery.objects.get(status="failed").pk > last
+
+
+def test_a_large_replay_that_is_killed_goes_on_with_the_rest(
+    monkeypatch: pytest.MonkeyPatch, woken: list[Any]
+) -> None:
+    monkeypatch.setattr(replaying, "BATCH", 2)
+    make_subscription(name="a", topic_patterns=["x"])
+    for _ in range(5):
+        publish("x", {})
+    finish()
+    killed = replay_chosen(Chosen(Subscription.objects.get(), ["failed"]))
+    assert next(killed) == Replayed(pending=2)
+    killed.close()
+    assert Delivery.objects.filter(status="pending").count() == 2
+    assert run_json("replay", "--subscription", "a")["pending"] == 3
+
+
+def test_a_long_replay_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, woken: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(replaying, "BATCH", 2)
+    monkeypatch.setattr("deliveries.management.commands.replay.PROGRESS", 1)
+    make_subscription(name="a", topic_patterns=["x"])
+    for _ in range(3):
+        publish("x", {})
+    finish()
+    run("replay", "--subscription", "a")
+    assert capsys.readouterr().err.splitlines() == [
+        "… 2 deliveries so far", "… 3 deliveries so far",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from deliveries import publish
 from deliveries.keeping.housekeeping import expire_held, prune
 from deliveries.models import Attempt, Delivery, Event
-from tests.factories import make_subscription
+from subscriptions.models import Subscription
+from tests.deliveries.plans import RowsRead
+from tests.factories import make_subscription, statuses
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -95,3 +98,54 @@ def test_many_batches_and_two_at_once(
     prune()
     assert not Delivery.objects.exists()
     assert not Event.objects.exists()
+
+
+def many(count: int, status: str, days: float, *, subscription: Subscription) -> None:
+    """That many deliveries, each of an event of its own, that ended (or were held) so long ago."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            WITH event AS (
+                INSERT INTO deliveries_event (id, topic, type, body, created_at)
+                SELECT gen_random_uuid(), 'test.one', '', '{}',
+                    now() - %(days)s * interval '1 day' + n * interval '1 millisecond'
+                FROM generate_series(1, %(count)s) n
+                RETURNING id, created_at
+            )
+            INSERT INTO deliveries_delivery (
+                event_id, subscription_id, status, attempt_count, retries_used, last_error,
+                created_at, finished_at, held_at
+            )
+            SELECT id, %(subscription)s, %(status)s, 1, 0, '', created_at,
+                CASE WHEN %(status)s <> 'held' THEN created_at END, created_at
+            FROM event
+            """,
+            {"days": days, "count": count, "status": status, "subscription": subscription.pk},
+        )
+
+
+def test_what_is_kept_is_read_once_however_much_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failed deliveries are kept for longer, and keep their events: 2,000 older ones of each."""
+    monkeypatch.setattr("deliveries.keeping.housekeeping.BATCH", 100)
+    subscription = make_subscription()
+    many(2000, "failed", 60, subscription=subscription)
+    many(2000, "succeeded", 40, subscription=subscription)
+    rows = RowsRead()
+    assert prune() == (2000, 2000)
+    # 4,000 deliveries and 4,000 events, each found by an index, looked up and locked: a few reads.
+    assert rows.so_far() < 40_000
+    assert Delivery.objects.count() == Event.objects.count() == 2000
+
+
+def test_what_is_still_held_is_read_once_however_much_expires(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("deliveries.keeping.housekeeping.BATCH", 100)
+    first, second = sorted((make_subscription(), make_subscription()), key=lambda one: one.pk)
+    many(2000, "held", 1, subscription=first)
+    many(2000, "held", 10, subscription=second)
+    rows = RowsRead()
+    assert expire_held() == 2000
+    assert rows.so_far() < 20_000
+    assert statuses(first) == {"held": 2000}
+    assert statuses(second) == {"discarded": 2000}

@@ -10,7 +10,14 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
-from deliveries.keeping.replay import FINISHED, finished_deliveries, replay_many, why_not
+from deliveries.keeping.replay import (
+    FINISHED,
+    Chosen,
+    Replayed,
+    replay,
+    replay_chosen,
+    why_not,
+)
 from deliveries.models import Delivery
 from subscriptions.management.base import OperatorCommand, add_json_flag, find_one
 
@@ -18,6 +25,8 @@ _AGO = re.compile(r"(\d{1,9})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 # How many refusals are spelt out; the rest is counted.
 SHOWN = 20
+# After how many batches a long replay says how far it is.
+PROGRESS = 50
 
 
 def moment(text: str) -> datetime:
@@ -43,7 +52,7 @@ class Command(OperatorCommand):
     help = (
         "Send finished deliveries again, with the webhook-id they had: those with the given ids, "
         "or a subscription's. What belongs to a tripped or paused subscription is held until it "
-        "is active again."
+        "is active again. If it is interrupted, the same command goes on with the rest."
     )
     examples = (
         "4711 4712",
@@ -78,15 +87,54 @@ class Command(OperatorCommand):
         add_json_flag(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        ids = self._chosen(options)
+        narrowed = options["status"] or options["since"] or options["until"]
+        if bool(options["ids"]) == bool(options["subscription"]):
+            raise CommandError("Give the ids of deliveries, or --subscription NAME.", returncode=2)
+        if options["ids"] and narrowed:
+            raise CommandError(
+                "--status, --since and --until go with --subscription.", returncode=2
+            )
+        if options["ids"]:
+            self._replay_ids(list(dict.fromkeys(options["ids"])), options)
+        else:
+            self._replay_subscription(options)
+
+    def _replay_ids(self, ids: list[int], options: dict[str, Any]) -> None:
         if options["dry_run"]:
-            if options["json"]:
-                self.write_json({"chosen": len(ids)})
-            else:
-                self.stdout.write(f"{_deliveries(len(ids))} would be sent again.")
+            self._say_how_many(len(ids), options)
             return
-        replayed, changed = replay_many(ids)
+        replayed, changed = replay(ids)
         refused = why_not([one for one in ids if one not in changed])
+        self._report(replayed, refused, options)
+        if refused:
+            lines = [f"Delivery {one}: {reason}" for one, reason in list(refused.items())[:SHOWN]]
+            if len(refused) > SHOWN:
+                lines.append(f"… and {len(refused) - SHOWN} more that were not replayed.")
+            raise CommandError("\n".join(lines))
+
+    def _replay_subscription(self, options: dict[str, Any]) -> None:
+        chosen = Chosen(
+            find_one(options["subscription"]),
+            statuses=options["status"] or [Delivery.Status.FAILED, Delivery.Status.DISCARDED],
+            since=options["since"],
+            until=options["until"],
+        )
+        if options["dry_run"]:
+            self._say_how_many(chosen.rows().count(), options)
+            return
+        total = Replayed()
+        for number, total in enumerate(replay_chosen(chosen), start=1):
+            if number % PROGRESS == 0:
+                self.stderr.write(f"… {_deliveries(sum(total))} so far")
+        self._report(total, {}, options)
+
+    def _say_how_many(self, count: int, options: dict[str, Any]) -> None:
+        if options["json"]:
+            self.write_json({"chosen": count})
+        else:
+            self.stdout.write(f"{_deliveries(count)} would be sent again.")
+
+    def _report(self, replayed: Replayed, refused: dict[int, str], options: dict[str, Any]) -> None:
         if options["json"]:
             self.write_json(
                 {
@@ -95,34 +143,12 @@ class Command(OperatorCommand):
                     "refused": {str(one): reason for one, reason in refused.items()},
                 }
             )
-        else:
-            self.stdout.write(f"{_deliveries(replayed.pending)} will be sent again now.")
-            if replayed.held:
-                self.stdout.write(
-                    f"{_deliveries(replayed.held)} held until the subscription is active again."
-                )
-        if refused:
-            lines = [f"Delivery {one}: {reason}" for one, reason in list(refused.items())[:SHOWN]]
-            if len(refused) > SHOWN:
-                lines.append(f"… and {len(refused) - SHOWN} more that were not replayed.")
-            raise CommandError("\n".join(lines))
-
-    def _chosen(self, options: dict[str, Any]) -> list[int]:
-        narrowed = options["status"] or options["since"] or options["until"]
-        if bool(options["ids"]) == bool(options["subscription"]):
-            raise CommandError("Give the ids of deliveries, or --subscription NAME.", returncode=2)
-        if options["ids"]:
-            if narrowed:
-                raise CommandError(
-                    "--status, --since and --until go with --subscription.", returncode=2
-                )
-            return list(dict.fromkeys(options["ids"]))
-        return finished_deliveries(
-            find_one(options["subscription"]),
-            statuses=options["status"] or [Delivery.Status.FAILED, Delivery.Status.DISCARDED],
-            since=options["since"],
-            until=options["until"],
-        )
+            return
+        self.stdout.write(f"{_deliveries(replayed.pending)} will be sent again now.")
+        if replayed.held:
+            self.stdout.write(
+                f"{_deliveries(replayed.held)} held until the subscription is active again."
+            )
 
 
 def _deliveries(count: int) -> str:
