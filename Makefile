@@ -56,7 +56,7 @@ bench-growth: venv ## Only the costs up to ten million deliveries
 	@$(BIN)/python benchmarks/bench.py --growth $(ARGS)
 
 bench-compare: venv ## Measure one backlog against another package
-	@$(BIN)/python benchmarks/compare.py $(ARGS)
+	@$(BIN)/python benchmarks/bench.py --only backlog $(ARGS)
 
 clean: ## Remove what was installed and made here, with the data
 	@$(or $(PYTHON),python3) tools/clean.py

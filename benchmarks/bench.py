@@ -41,7 +41,8 @@ from targets import Results
 
 from webhooks_project.engines import EngineError
 
-NAMES = ("backlog", "wide", "live", "narrow", "latency", "skewed", "slow", "scale-out")
+NAMES = ("backlog", "wide", "matches", "live", "narrow", "latency", "skewed", "slow", "scale-out")
+NOT_QUICK = ("skewed", "slow", "scale-out")
 SUBSCRIPTIONS = 20
 # What this project has in flight to them: ten for each.
 WIDTH = 10 * SUBSCRIPTIONS
@@ -56,9 +57,12 @@ class Run:
         self._sizes = sizes
 
     def scenarios(self) -> dict[str, Callable[[], None]]:
-        """By name, in the order in which they are run; a quick run leaves out the last three."""
-        methods = {name: getattr(self, f"_{name.replace('-', '_')}") for name in NAMES}
-        return dict(list(methods.items())[:-3]) if self._results.quick else methods
+        """By name, in the order in which they are run; a quick run leaves out the longest."""
+        return {
+            name: getattr(self, f"_{name.replace('-', '_')}")
+            for name in NAMES
+            if not (self._results.quick and name in NOT_QUICK)
+        }
 
     def _backlog(self) -> None:
         def measure_limit() -> None:
@@ -73,20 +77,15 @@ class Run:
         self._add(scenarios.wide(self._place, self._sizes.wide_events))
         self._compare_live("wide", 1, self._sizes.reference // 2)
 
+    def _matches(self) -> None:
+        self._add(scenarios.matches(self._place, self._sizes.matches))
+
     def _live(self) -> None:
         self._add(scenarios.live(self._place, self._sizes.live_events, SUBSCRIPTIONS))
         self._compare_live("live", self._sizes.reference // 2 // SUBSCRIPTIONS, SUBSCRIPTIONS)
 
     def _narrow(self) -> None:
-        sizes = self._sizes
-        self._add(
-            *scenarios.narrow(
-                self._place,
-                sizes.narrow_subscriptions,
-                sizes.narrow_events,
-                sizes.narrow_in_hundreds,
-            )
-        )
+        self._add(*scenarios.narrow(self._place, self._sizes))
         self._compare_live("narrow", self._sizes.reference // 4, 1)
 
     def _latency(self) -> None:
@@ -161,8 +160,8 @@ def _now() -> str:
 
 
 def show(results: Results) -> str:
-    tables = [report.scenarios(results), report.others(results), report.processor(results)]
-    return "\n\n".join([str(results.machine), *tables, report.waits(results)])
+    tables = (report.scenarios, report.others, report.processor, report.waits, report.storage)
+    return "\n\n".join([str(results.machine), *(make(results) for make in tables)])
 
 
 def _options() -> argparse.Namespace:

@@ -106,6 +106,8 @@ def scenarios(results: Results) -> str:
         report.processor(results),
         report.waits(results),
         TIMES,
+        report.storage(results),
+        STORAGE,
         IN_THE_WAY,
     ]
     return "\n\n".join(parts)
@@ -122,9 +124,11 @@ WHAT_IS_WHAT = """\
 - **backlog**: published before a worker runs, to 20 subscriptions; from the first arrival to the
   last. All other rates count from the first call of `publish` to the last arrival.
 - **wide**: events for 5,000 subscriptions each, published one after the other.
+- **100,000 matches**: one event for so many subscriptions, just loaded, which PostgreSQL has no
+  statistics of; then ten events for other subscriptions, while it is being delivered.
 - **live**: events for 20 subscriptions each, published one after the other.
 - **narrow**: events for one of 20,000 subscriptions each, drawn at random; published one after the
-  other, then with `publish_many`, a hundred at a time.
+  other; by two processes with four threads each; then with `publish_many`, a hundred at a time.
 - **latency**: fifty events a second on a schedule that does not wait for slow calls; from the
   moment that an event was due to be published to its arrival, for one of 20 subscriptions, then
   for all 20.
@@ -155,22 +159,19 @@ Processor time is that of the whole process tree of a program, from the beginnin
 the last delivery is recorded. *latency* counts from when an event was due; in the closed loops,
 where each `publish` begins when the one before has returned, that is when the call began."""
 
+STORAGE = """\
+WAL counts from the beginning of the load until the last delivery is recorded, with the full pages
+that PostgreSQL writes after a checkpoint. Rows are those of the tables of deliveries, over a whole
+trial with its warm-up, divided by the deliveries in it (the three of *narrow* share one); in place
+are the updates that no index notices. Dead rows are what autovacuum had not removed yet when the
+workers ended. The last column is the most memory that a worker held at once."""
 
 IN_THE_WAY = """\
 A worker is one Python process, and an interpreter fills one core at most: where *cores: worker* is
-near 1, Python is the bound. Of what the backlog costs a worker, about half is the thread
-that drives libcurl (set a handle up, read the answer, judge it), nearly half the one that settles
-(write the results, sign the next requests), the rest the claims; `py-spy record --threads --pid …`
-beside `make bench ARGS="--only backlog"` shows it. The limit has all of that in C. To come near it
-takes more processes where there are more cores (*scale out*), or a transport whose loop is not
-Python. In *wide* each lane has one delivery, so claiming and leaving it weighs as much as sending;
-and the slowest `publish` of ten is given, so one wait for the disk decides it: the median is one
-statement that writes 5,000 rows. In *narrow*, published singly, each event is a message, a claim
-and a settlement of its own, and Celery and kombu are two fifths of the interpreter's time in the
-publisher and in the worker alike: five times the reference takes wake-ups that are no Celery
-tasks. In hundreds the worker is the bound again, each lane with one delivery as in *wide*. In
-*skewed* an event for one of the others waits while a worker computes for a burst of the busy one:
-some milliseconds, against few without; it takes more processes, or shorter stretches of Python."""
+near 1, Python is the bound. `py-spy record --threads --pid …` beside `make bench ARGS="--only
+backlog"` shows what it spends its time on; `make bench-trace` follows single events from `publish`
+to their receiver, with the milliseconds of each step. The limit has all of that in C. To come near
+it takes more processes where there are more cores (*scale out*)."""
 
 
 def growth(grown: Growth) -> str:

@@ -103,6 +103,7 @@ class Phase:
         self._ledgers: list[Path] = []
         self.load_before = os.getloadavg()[0]
         self.cpu_before = bench.cpu()
+        self._wal_before = bench.wal_bytes()
 
     def tell(self, publisher: Child, *, counted: bool = True, **plan: Any) -> None:
         """Have something published; see `publisher.publish`. Its answer is still to be taken.
@@ -115,11 +116,16 @@ class Phase:
             self._ledgers.append(ledger)
         publisher.tell(do="publish", ledger=str(ledger), **plan)
 
-    def publish(self, publisher: Child, **plan: Any) -> dict[str, float]:
-        """The same, and wait until the last call has returned."""
-        self.tell(publisher, **plan)
-        said: dict[str, float] = publisher.answer()
-        return said
+    def publish(self, *publishers: Child, events: int, **plan: Any) -> dict[str, float]:
+        """The same, the events shared by the publishers; wait until the last call has returned."""
+        for number, publisher in enumerate(publishers):
+            share = events // len(publishers) + (number < events % len(publishers))
+            self.tell(publisher, events=share, **{"seed": number, **plan})
+        said: list[dict[str, float]] = [publisher.answer() for publisher in publishers]
+        # Of several publishers the slowest: their calls are of one kind.
+        return {
+            name: (min if name == "began" else max)(one[name] for one in said) for name in said[0]
+        }
 
     @cached_property
     def events(self) -> list[Published]:
@@ -163,6 +169,10 @@ class Phase:
         self.wait()
         recorded = self._bench.wait_until_recorded(pending) - self._recorded_before
         cpu = self._bench.cpu_since(self.cpu_before)
+        figures |= {
+            "wal_bytes": self._bench.wal_bytes() - self._wal_before,
+            "worker_memory": self._bench.memory(),
+        }
         return Measured.of(
             scenario,
             self.arrivals(),

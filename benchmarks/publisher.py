@@ -14,10 +14,12 @@ import json
 import os
 import random
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "webhooks_project.settings")
@@ -26,6 +28,7 @@ import django
 
 django.setup()
 
+from django.db import connection  # noqa: E402
 from measuring import percentile  # noqa: E402
 
 from deliveries import NewEvent, publish_many  # noqa: E402
@@ -54,59 +57,26 @@ def subscribe(
 
 
 def publish(
-    ledger: str,
-    topic: str,
-    first: int,
-    count: int,
-    events: int,
-    batch: int = 0,
-    rate: float = 0.0,
-    note_bytes: int = 100,
-    seed: int = 0,
+    ledger: str, *, events: int, threads: int = 1, seed: int = 0, **plan: Any
 ) -> dict[str, Any]:
-    """Publish events one at a time, or `batch` at a time with `publish_many`.
-
-    With `{n}` in the topic each event is for one of the `count` subscriptions from `first`, drawn
-    at random; else for all of them. With `rate`, so many events a second, on a schedule that does
-    not slip when a call is slow; else one call after the other.
+    """Publish so many events from so many threads; see `_publish` for the rest of the plan.
 
     Appends a line `ID FIRST COUNT DUE BEGAN RETURNED` for each event to the file `ledger`. `DUE`
     is when it should have been published, by the schedule; without one, when the call began.
     """
-    draw = random.Random(seed)
-    # Nothing that a compression would make small.
-    note = base64.b64encode(draw.randbytes(note_bytes))[:note_bytes].decode()
-    each = "{n}" in topic
-    size = max(1, batch)
-    calls = []
-    with open(ledger, "a") as file:
+    calls: list[float] = []
+    lock = threading.Lock()
+    with open(ledger, "a") as file, ThreadPoolExecutor(threads) as pool:
+
+        def share(number: int) -> None:
+            part = events // threads + (number < events % threads)
+            found = _publish(file, lock, events=part, seed=seed * 1000 + number, **plan)
+            with lock:
+                calls.extend(found)
+            connection.close()
+
         began = time.monotonic()
-        for start in range(0, events, size):
-            numbers = range(start, min(start + size, events))
-            targets = [first + draw.randrange(count) if each else first for _ in numbers]
-            drafts = [
-                NewEvent(
-                    topic=topic.format(n=target),
-                    payload={
-                        "id": number + 1,
-                        "number": f"A-{number}",
-                        "customer": "Ada Lovelace",
-                        "note": note,
-                    },
-                    event_type="order",
-                )
-                for number, target in zip(numbers, targets, strict=True)
-            ]
-            due = began + start / rate if rate else time.monotonic()
-            if (early := due - time.monotonic()) > 0:
-                time.sleep(early)
-            called = time.monotonic()
-            published = publish_many(drafts) if batch else [publish_one(**drafts[0])]
-            returned = time.monotonic()
-            calls.append(returned - called)
-            for event, target in zip(published, targets, strict=True):
-                reach = 1 if each else count
-                file.write(f"{event.id} {target} {reach} {due} {called} {returned}\n")
+        list(pool.map(share, range(threads)))
         ended = time.monotonic()
     return {
         "began": began,
@@ -117,6 +87,65 @@ def publish(
     }
 
 
+def _publish(
+    file: TextIO,
+    lock: threading.Lock,
+    *,
+    topic: str,
+    first: int,
+    count: int,
+    events: int,
+    seed: int,
+    batch: int = 0,
+    rate: float = 0.0,
+    note_bytes: int = 100,
+) -> list[float]:
+    """Publish events one at a time, or `batch` at a time with `publish_many`.
+
+    With `{n}` in the topic each event is for one of the `count` subscriptions from `first`, drawn
+    at random; else for all of them. With `rate`, so many events a second, on a schedule that does
+    not slip when a call is slow; else one call after the other. Returns the seconds of each call.
+    """
+    draw = random.Random(seed)
+    # Nothing that a compression would make small.
+    note = base64.b64encode(draw.randbytes(note_bytes))[:note_bytes].decode()
+    each = "{n}" in topic
+    size = max(1, batch)
+    calls = []
+    began = time.monotonic()
+    for start in range(0, events, size):
+        numbers = range(start, min(start + size, events))
+        targets = [first + draw.randrange(count) if each else first for _ in numbers]
+        drafts = [
+            NewEvent(
+                topic=topic.format(n=target),
+                payload={
+                    "id": number + 1,
+                    "number": f"A-{number}",
+                    "customer": "Ada Lovelace",
+                    "note": note,
+                },
+                event_type="order",
+            )
+            for number, target in zip(numbers, targets, strict=True)
+        ]
+        due = began + start / rate if rate else time.monotonic()
+        if (early := due - time.monotonic()) > 0:
+            time.sleep(early)
+        called = time.monotonic()
+        published = publish_many(drafts) if batch else [publish_one(**drafts[0])]
+        returned = time.monotonic()
+        calls.append(returned - called)
+        reach = 1 if each else count
+        lines = [
+            f"{event.id} {target} {reach} {due} {called} {returned}\n"
+            for event, target in zip(published, targets, strict=True)
+        ]
+        with lock:
+            file.writelines(lines)
+    return calls
+
+
 def prune() -> dict[str, Any]:
     """Run the retention once, as beat's task and the command do."""
     began = time.monotonic()
@@ -124,10 +153,17 @@ def prune() -> dict[str, Any]:
     return {"seconds": time.monotonic() - began, "deliveries": deliveries, "events": events}
 
 
+def disconnect() -> dict[str, Any]:
+    """End the connections to the database; PostgreSQL then adds up what they did."""
+    connection.close_pool()  # type: ignore[attr-defined]
+    return {}
+
+
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "subscribe": subscribe,
     "publish": publish,
     "prune": prune,
+    "disconnect": disconnect,
 }
 
 

@@ -102,3 +102,33 @@ def waits(results: Results) -> str:
     ]
     head = ["milliseconds", *(name.replace("_", " ").replace("most", "longest") for name in names)]
     return table(head, rows)
+
+
+def storage(results: Results) -> str:
+    """What a delivery costs PostgreSQL, with its event; rows are averages over a trial."""
+    rows = []
+    for name, one in results.ours.items():
+        if "rows_inserted" not in one.figures:
+            continue
+        inserted, updated, hot, dead = (
+            one.figures[f"rows_{what}"] for what in ("inserted", "updated", "updated_hot", "dead")
+        )
+        rows.append(
+            [
+                name,
+                f"{one.figures['wal_bytes'] / one.deliveries:,.0f}",
+                f"{inserted:.2f}",
+                f"{updated:.2f}",
+                f"{100 * hot / updated:.0f} %" if updated else "",
+                f"{dead:.2f}",
+                f"{one.figures['worker_memory'] / 2**20:.0f}",
+            ]
+        )
+    head = [
+        "for each delivery",
+        "bytes of WAL",
+        "rows inserted",
+        "rows updated",
+        "of them in place",
+    ]
+    return table([*head, "dead rows left", "worker, MiB"], rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,9 @@ class Sizes:
     live_events: int
     narrow_subscriptions: int
     narrow_events: int
+    narrow_in_threads: int
     narrow_in_hundreds: int
+    matches: int
     steady_seconds: float
     scale_seconds: float
     reference: int
@@ -45,7 +48,9 @@ FULL = Sizes(
     live_events=1000,
     narrow_subscriptions=20_000,
     narrow_events=4000,
+    narrow_in_threads=10_000,
     narrow_in_hundreds=20_000,
+    matches=100_000,
     steady_seconds=20.0,
     scale_seconds=5.0,
     reference=2000,
@@ -56,7 +61,9 @@ QUICK = Sizes(
     live_events=200,
     narrow_subscriptions=4000,
     narrow_events=600,
+    narrow_in_threads=1600,
     narrow_in_hundreds=4000,
+    matches=20_000,
     steady_seconds=4.0,
     scale_seconds=2.0,
     reference=400,
@@ -85,6 +92,7 @@ def backlog(
         )
         if after is not None:
             after()
+        found.figures.update(bench.rows())
         return found
 
 
@@ -103,30 +111,72 @@ def _one_after_the_other(place: Place, name: str, events: int, subscriptions: in
         receiver, publisher = subscribed(bench, subscriptions, SHARED)
         bench.start_workers()
         warm_up(bench, receiver, publisher, **to_all(subscriptions))
-        return run_phase(bench, name, receiver, publisher, **to_all(subscriptions), events=events)
+        found = run_phase(bench, name, receiver, publisher, **to_all(subscriptions), events=events)
+        found.figures.update(bench.rows())
+        return found
 
 
-def narrow(place: Place, subscriptions: int, events: int, in_hundreds: int) -> list[Measured]:
-    """Each event is for one of thousands of subscriptions: published singly, then in hundreds."""
+def narrow(place: Place, sizes: Sizes) -> list[Measured]:
+    """Each event is for one of thousands of subscriptions.
+
+    Published one after the other, by eight threads in two processes, and in hundreds.
+    """
+    targets = to_each(sizes.narrow_subscriptions)
+    found = []
     with trial(place) as bench:
-        receiver, publisher = subscribed(bench, subscriptions, OWN)
+        receiver, publisher = subscribed(bench, sizes.narrow_subscriptions, OWN)
+        other = bench.publisher("publisher 2")
         bench.start_workers()
-        warm_up(bench, receiver, publisher, **to_each(subscriptions))
-        return [
-            run_phase(
-                bench, "narrow", receiver, publisher, **to_each(subscriptions), events=events
-            ),
-            run_phase(
-                bench,
-                "narrow, in hundreds",
-                receiver,
-                publisher,
-                **to_each(subscriptions),
-                events=in_hundreds,
-                batch=100,
-                seed=1,
-            ),
-        ]
+        for each in (publisher, other):
+            warm_up(bench, receiver, each, **targets)
+        both, one = (publisher, other), (publisher,)
+        plans: tuple[tuple[str, tuple[Child, ...], int, dict[str, int]], ...] = (
+            ("narrow", one, sizes.narrow_events, {}),
+            ("narrow, 8 threads", both, sizes.narrow_in_threads, {"threads": 4}),
+            ("narrow, in hundreds", one, sizes.narrow_in_hundreds, {"batch": 100}),
+        )
+        for name, publishers, events, plan in plans:
+            phase = {**targets, **plan, "events": events}
+            found.append(run_phase(bench, name, receiver, *publishers, **phase))
+        rows = bench.rows()
+        for measured in found:
+            measured.figures.update(rows)
+    return found
+
+
+def matches(place: Place, count: int) -> Measured:
+    """One event for very many subscriptions, just loaded, before PostgreSQL has looked at them.
+
+    Then ten for other subscriptions, one after the other, while it is being delivered.
+    """
+    others = 10
+    with trial(place) as bench:
+        keep_statistics_stale(place)
+        receiver, publisher = subscribed(bench, others, OWN)
+        bench.start_workers()
+        warm_up(bench, receiver, publisher, **to_each(others))
+        subscribe(publisher, receiver, count, SHARED, first=others)
+        phase = Phase(bench, receiver)
+        said = phase.publish(publisher, **to_all(count, first=others), events=1)
+        phase.publish(publisher, **to_each(others), events=others, rate=count / 50_000)
+        found = phase.measured(f"{count:,} matches", publish_most=said["publish_most"])
+        waits = phase.latencies(range(others))
+        found.figures.update({"others_most": max(waits, default=math.inf), **bench.rows()})
+        return found
+
+
+def keep_statistics_stale(place: Place) -> None:
+    """Nothing is analyzed or vacuumed in this database, as just after a load."""
+    with place.connect() as connection:
+        connection.execute(
+            """
+            DO $$ DECLARE name regclass; BEGIN
+            FOR name IN SELECT oid FROM pg_class
+                WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+            LOOP EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off)', name);
+            END LOOP; END $$
+            """
+        )
 
 
 def latency(place: Place, seconds: float, subscriptions: int = 20) -> list[Measured]:
@@ -146,11 +196,11 @@ def latency(place: Place, seconds: float, subscriptions: int = 20) -> list[Measu
 
 
 def run_phase(
-    bench: Trial, name: str, receiver: Receiver, publisher: Child, **plan: Any
+    bench: Trial, name: str, receiver: Receiver, *publishers: Child, **plan: Any
 ) -> Measured:
     """Publish by plan, wait until all is delivered, and add what can be said of the times."""
     phase = Phase(bench, receiver)
-    said = phase.publish(publisher, **plan)
+    said = phase.publish(*publishers, **plan)
     found = phase.measured(name)
     found.figures.update({key: value for key, value in said.items() if key.startswith("publish")})
     found.figures["publishing_seconds"] = said["ended"] - said["began"]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import cost
 import psycopg
 from children import Child, child
 from measuring import BenchmarkError, cpu_seconds, tail, wait_for_growth
@@ -33,6 +34,7 @@ class Trial:
         self._stack = stack
         self._pids: dict[str, int] = {}
         self._workers: set[str] = set()
+        self._publishers: list[Child] = []
         self._supervisors: list[Supervisor] = []
         self._log = place.directory / "workers.log"
         self._output: TextIO = stack.enter_context(self._log.open("w"))
@@ -55,6 +57,7 @@ class Trial:
             )
         )
         self._pids[name] = made.pid
+        self._publishers.append(made)
         return made
 
     def path(self, name: str) -> Path:
@@ -102,6 +105,27 @@ class Trial:
 
     def cpu_since(self, before: dict[str, float]) -> dict[str, float]:
         return {name: spent - before.get(name, 0.0) for name, spent in self.cpu().items()}
+
+    def memory(self) -> float:
+        """The most bytes that a worker of the queue `deliver` has held at once."""
+        found = [0.0]
+        for name in self._workers:
+            if name.startswith("worker"):
+                status = Path(f"/proc/{self._pids[name]}/status").read_text()
+                found.append(1024.0 * int(status.partition("VmHWM:")[2].split()[0]))
+        return max(found)
+
+    def wal_bytes(self) -> int:
+        with self.place.connect() as connection:
+            return cost.wal_bytes(connection)
+
+    def rows(self) -> dict[str, float]:
+        """See `cost.rows`. Ends the workers, so it is the last that is asked of a trial."""
+        self.stop_workers()
+        for publisher in self._publishers:
+            publisher.ask(do="disconnect")
+        with self.place.connect() as connection:
+            return cost.rows(connection)
 
     def wait_for_arrivals(self, receiver: Receiver, wanted: int) -> None:
         """Until `wanted` have arrived in all, or none has for a long time."""

@@ -61,12 +61,36 @@ def results() -> Results:
     return Results(machine=machine, when="now", quick=False)
 
 
-@pytest.mark.parametrize(("rate", "met"), [(1499, False), (1500, True)])
+@pytest.mark.parametrize(("rate", "met"), [(3999, False), (4000, True)])
 def test_a_ratio_is_met_from_its_bound_on(results: Results, rate: float, met: bool) -> None:
     results.ours["live"] = measured("live", rate)
     results.reference["live"] = measured("live", 100)
     (target,) = targets(results)
     assert target.met is met
+
+
+@pytest.mark.parametrize(("seconds", "met"), [(0.0052, True), (0.0056, False)])
+def test_the_processor_time_of_an_event_is_that_of_all_programs(
+    results: Results, seconds: float, met: bool
+) -> None:
+    events = measured("narrow", 100)
+    results.ours["narrow"] = replace(events, cpu={"worker": seconds, "PostgreSQL": 0.002})
+    (target,) = targets(results)
+    assert (target.wanted, target.met) == ("≤ 2.5 ms of CPU each", met)
+
+
+def test_the_many_matches_are_held_against_the_rate_of_wide(results: Results) -> None:
+    results.ours["wide"] = measured("wide", 3000, publish_p50=0.1)
+    results.ours["100,000 matches"] = measured(
+        "100,000 matches", 2600, others_most=2.1, worker_memory=301 * 2**20
+    )
+    found = {one.wanted: (one.measured, one.met) for one in targets(results)}
+    assert found == {
+        "p50 of `publish` ≤ 100 ms": ("100.0 ms", True),
+        "≥ 0.9 of the rate of wide": ("0.87", False),
+        "events for others arrive within ≤ 2 s": ("2.1 s", False),
+        "memory of the worker ≤ 300 MiB": ("301.0 MiB", False),
+    }
 
 
 def test_a_comparison_is_of_with_to_without(results: Results) -> None:
