@@ -163,5 +163,8 @@ class Lane(models.Model):
     failures = models.PositiveIntegerField(default=0)
     # Nothing is sent before: the receiver asked for it, or keeps failing.
     resume_at = models.DateTimeField(null=True)
+    # What was held until then is discarded, a batch at a time by the sweep; null: no discard is
+    # under way. Nothing is released or probed meanwhile.
+    discard_before = models.DateTimeField(null=True)
     # While failing: the delivery that is tried again first.
     retrying_id = models.BigIntegerField(null=True)

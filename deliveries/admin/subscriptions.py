@@ -23,6 +23,7 @@ from deliveries.keeping.backlog import (
     Backoff,
     backlogs,
     backoff,
+    being_discarded,
     fuse_blown_at,
     is_sending,
 )
@@ -90,13 +91,11 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
 
     @admin.display(description="pending / held")
     def waiting(self, one: Subscription) -> SafeString:
-        backlog: Backlog = one.backlog  # type: ignore[attr-defined]
-        return format_html("{} / {}", _count(one, "pending", backlog), _count(one, "held", backlog))
+        return _waiting(one, one.backlog)  # type: ignore[attr-defined]
 
     @admin.display(description="pending / held")
     def waiting_now(self, one: Subscription) -> SafeString:
-        backlog = backlogs([one.pk]).get(one.pk, Backlog())
-        return format_html("{} / {}", _count(one, "pending", backlog), _count(one, "held", backlog))
+        return _waiting(one, backlogs([one.pk]).get(one.pk, Backlog()))
 
     # What cannot be undone says how many deliveries it ends, and asks.
 
@@ -186,6 +185,13 @@ def _lane(one: Subscription) -> Lane | None:
 def _backoff(one: Subscription) -> Backoff | None:
     """Nothing backs off on a paused subscription: nothing is sent to it anyway."""
     return None if one.state == "paused" else backoff(_lane(one), one.last_error)
+
+
+def _waiting(one: Subscription, backlog: Backlog) -> SafeString:
+    counts = _count(one, "pending", backlog), _count(one, "held", backlog)
+    if left := being_discarded(_lane(one)):
+        return format_html("{} / {} (discarding {})", *counts, f"{left:,}")
+    return format_html("{} / {}", *counts)
 
 
 def _count(one: Subscription, status: str, backlog: Backlog) -> SafeString | str:

@@ -10,7 +10,7 @@ from uuid import UUID
 from django.db import connection
 from django.utils import timezone
 
-from deliveries.models import Lane
+from deliveries.models import Delivery, Lane
 from subscriptions.models import TripFuse
 
 
@@ -71,6 +71,15 @@ def backoff(lane: Lane | None, last_error: str) -> Backoff | None:
         f"{lane.failures} attempts in a row failed" if lane.failures > 1 else "an attempt failed"
     )
     return Backoff(lane.resume_at, f"{failed}: {last_error}" if last_error else failed)
+
+
+def being_discarded(lane: Lane | None) -> int:
+    """How many held deliveries an operator's discard, which is under way, has yet to end."""
+    if lane is None or lane.discard_before is None:
+        return 0
+    return Delivery.objects.filter(
+        subscription_id=lane.pk, status=Delivery.Status.HELD, held_at__lte=lane.discard_before
+    ).count()
 
 
 def is_sending(lane: Lane | None) -> bool:

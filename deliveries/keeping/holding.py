@@ -6,6 +6,7 @@ Everything here runs in the transaction that changes the subscription, after its
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -43,7 +44,7 @@ def hold(subscription_ids: Sequence[UUID], most: int = BATCH) -> int:
         cursor.execute(
             """
             UPDATE deliveries_delivery
-            SET status = 'held', next_attempt_at = NULL, held_at = now()
+            SET status = 'held', next_attempt_at = NULL, held_at = clock_timestamp()
             WHERE status = 'pending' AND id = ANY(ARRAY(
                 SELECT id FROM deliveries_delivery
                 WHERE subscription_id = ANY(%(ids)s::uuid[]) AND status = 'pending'
@@ -58,7 +59,8 @@ def hold(subscription_ids: Sequence[UUID], most: int = BATCH) -> int:
 def release(subscription_ids: Sequence[UUID], most: int = BATCH) -> int:
     """Make what is held due, oldest first, `most` rows at a time; returns how many.
 
-    Their retries begin anew.
+    Their retries begin anew. Subscriptions of which an operator's discard is under way are left
+    alone: what was held since is released after it.
     """
     with connection.cursor() as cursor:
         cursor.execute(
@@ -67,7 +69,12 @@ def release(subscription_ids: Sequence[UUID], most: int = BATCH) -> int:
             SET status = 'pending', next_attempt_at = now(), retries_used = 0
             WHERE status = 'held' AND id = ANY(ARRAY(
                 SELECT id FROM deliveries_delivery
-                WHERE subscription_id = ANY(%(ids)s::uuid[]) AND status = 'held'
+                WHERE status = 'held' AND subscription_id = ANY(ARRAY(
+                    SELECT id FROM unnest(%(ids)s::uuid[]) AS id
+                    EXCEPT
+                    SELECT subscription_id FROM deliveries_lane
+                    WHERE subscription_id = ANY(%(ids)s::uuid[]) AND discard_before IS NOT NULL
+                ))
                 ORDER BY id LIMIT %(most)s FOR UPDATE
             ))
             """,
@@ -81,11 +88,11 @@ def discard(
     reason: str,
     *,
     pending_too: bool = False,
-    most: int | None = None,
+    most: int,
 ) -> int:
     """End what is held (and pending) as `discarded`, with the reason to be seen.
 
-    All of it, or `most` rows at a time; returns how many.
+    `most` rows at a time; returns how many.
     """
     with connection.cursor() as cursor:
         cursor.execute(
@@ -108,6 +115,64 @@ def discard(
             },
         )
         return int(cursor.rowcount)
+
+
+def discard_from_now_on(subscription_ids: Sequence[UUID]) -> None:
+    """Discard what is held now: a batch at once, the rest by the sweep (`go_on_discarding`).
+
+    In the transaction that enables the subscriptions, after `start_gently`.
+    """
+    ids = list(subscription_ids)
+    discard(ids, DISCARDED_BY_OPERATOR, most=BATCH)
+    with connection.cursor() as cursor:
+        # The time at which the subscriptions are locked: what is held later has a later one.
+        cursor.execute(
+            """
+            UPDATE deliveries_lane SET discard_before = clock_timestamp()
+            WHERE subscription_id = ANY(%s::uuid[]) AND (
+                SELECT true FROM deliveries_delivery d
+                WHERE d.subscription_id = deliveries_lane.subscription_id AND d.status = 'held'
+                LIMIT 1
+            )
+            """,
+            [ids],
+        )
+
+
+def go_on_discarding(subscription_id: UUID, before: datetime) -> int:
+    """Discard a batch of what was held until `before`; returns how many. The mark goes last.
+
+    Two transactions: a lane is never locked after a delivery.
+    """
+    parameters: dict[str, Any] = {
+        "id": subscription_id, "before": before, "limit": BATCH, "reason": DISCARDED_BY_OPERATOR,
+    }  # fmt: skip
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            UPDATE deliveries_delivery
+            SET status = 'discarded', finished_at = now(), last_error = %(reason)s
+            WHERE status = 'held' AND id = ANY(ARRAY(
+                SELECT id FROM deliveries_delivery
+                WHERE subscription_id = %(id)s AND status = 'held' AND held_at <= %(before)s
+                ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+            ))
+            """,
+            parameters,
+        )
+        discarded = int(cursor.rowcount)
+        if discarded < BATCH:
+            cursor.execute(
+                """
+                UPDATE deliveries_lane SET discard_before = NULL
+                WHERE subscription_id = %(id)s AND discard_before = %(before)s AND NOT EXISTS (
+                    SELECT 1 FROM deliveries_delivery
+                    WHERE subscription_id = %(id)s AND status = 'held' AND held_at <= %(before)s
+                )
+                """,
+                parameters,
+            )
+    return discarded
 
 
 def start_gently(subscription_ids: Sequence[UUID]) -> None:
@@ -135,7 +200,7 @@ def _hold_on_stop(*, subscription_ids: list[UUID], **_: Any) -> None:
 def _release_on_enable(*, subscription_ids: list[UUID], discard_held: bool, **_: Any) -> None:
     start_gently(subscription_ids)
     if discard_held:
-        discard(subscription_ids, DISCARDED_BY_OPERATOR)
+        discard_from_now_on(subscription_ids)
     elif release(subscription_ids):
         transaction.on_commit(partial(wake, subscription_ids))
 

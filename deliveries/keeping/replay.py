@@ -46,7 +46,7 @@ WITH state AS MATERIALIZED (
 UPDATE deliveries_delivery d SET
     status = CASE WHEN again.enabled THEN 'pending' ELSE 'held' END,
     next_attempt_at = CASE WHEN again.enabled THEN now() END,
-    held_at = CASE WHEN again.enabled THEN d.held_at ELSE now() END,
+    held_at = CASE WHEN again.enabled THEN d.held_at ELSE clock_timestamp() END,
     retries_used = 0, lease_until = NULL, finished_at = NULL, last_error = ''
 FROM again WHERE d.id = again.id AND d.status = ANY(%(finished)s)
 RETURNING d.id, d.subscription_id, again.enabled

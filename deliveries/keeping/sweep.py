@@ -15,7 +15,14 @@ from uuid import UUID
 
 from django.db import connection, transaction
 
-from deliveries.keeping.holding import BATCH, SUBSCRIPTION_DELETED, discard, hold, release
+from deliveries.keeping.holding import (
+    BATCH,
+    SUBSCRIPTION_DELETED,
+    discard,
+    go_on_discarding,
+    hold,
+    release,
+)
 from deliveries.waking.wakeups import wake
 from subscriptions.conf import conf
 
@@ -48,7 +55,8 @@ WHERE NOT coalesce(s.enabled, false) OR (
 """
 
 # Subscriptions with held rows though they are active, or deleted: an event whose transaction was
-# still open when the circuit was reset, or what was left of a large backlog. A loose scan again.
+# still open when the circuit was reset, or what was left of a large backlog; and those of which
+# an operator's discard is under way. A loose scan again.
 _HELD_AMISS = """
 WITH RECURSIVE first AS (
     (
@@ -62,9 +70,10 @@ WITH RECURSIVE first AS (
         ORDER BY subscription_id LIMIT 1
     ) following
 )
-SELECT first.subscription_id, s.id IS NULL FROM first
+SELECT first.subscription_id, s.id IS NULL, lane.discard_before FROM first
 LEFT JOIN subscriptions_subscription s ON s.id = first.subscription_id
-WHERE coalesce(s.enabled, true)
+LEFT JOIN deliveries_lane lane ON lane.subscription_id = first.subscription_id
+WHERE coalesce(s.enabled, true) OR lane.discard_before IS NOT NULL
 """
 
 _PROBES_DUE = """
@@ -73,6 +82,7 @@ LEFT JOIN deliveries_lane lane ON lane.subscription_id = s.id
 WHERE s.next_probe_at <= now() AND NOT s.enabled AND s.recovery = 'automatic'
     AND (lane.lease_until IS NULL OR lane.lease_until < now())
     AND (lane.resume_at IS NULL OR lane.resume_at <= now())
+    AND lane.discard_before IS NULL
     AND EXISTS (
         SELECT 1 FROM deliveries_delivery d WHERE d.subscription_id = s.id AND d.status = 'held'
     )
@@ -96,9 +106,10 @@ def sweep() -> Swept:
 
     Deliveries follow their subscription's state here too: an event whose transaction was open
     while the state changed saw the state before, and large backlogs follow in batches. What is
-    pending on a stopped subscription is held, what is held on an active one released, and what
-    belongs to a deleted one discarded. What is due is woken first; the backlogs then take turns,
-    a batch each, until the next sweep is due, which goes on with them.
+    pending on a stopped subscription is held, what is held on an active one released (or, if an
+    operator said so, discarded), and what belongs to a deleted one discarded. What is due is
+    woken first; the backlogs then take turns, a batch each, until the next sweep is due, which
+    goes on with them.
     """
     healthy: list[UUID] = []
     failing: list[UUID] = []
@@ -119,12 +130,14 @@ def sweep() -> Swept:
         amiss = cursor.fetchall()
     wake(healthy, one_by_one=False)
     wake([*failing, *probes], recovering=True, one_by_one=False)
-    released = [subscription_id for subscription_id, is_deleted in amiss if not is_deleted]
-    deleted += [one for one, is_deleted in amiss if is_deleted and one not in deleted]
+    released = [one for one, is_deleted, before in amiss if not is_deleted and before is None]
+    discarding = [(one, before) for one, is_deleted, before in amiss if not is_deleted and before]
+    deleted += [one for one, is_deleted, _ in amiss if is_deleted and one not in deleted]
     _take_turns(
         [
             *(partial(_follow, one, enabled=False) for one in stopped),
             *(partial(_follow, one, enabled=True) for one in released),
+            *(partial(go_on_discarding, one, before) for one, before in discarding),
             *(
                 partial(discard, [one], SUBSCRIPTION_DELETED, pending_too=True, most=BATCH)
                 for one in deleted

@@ -220,7 +220,7 @@ def test_tripping_pausing_and_resetting(
     publish("test.one", {})
     with reads_by("delivery_due", "subscriptions_subscription_pkey"):
         circuit.pause([subscription.pk])
-    with reads_by("delivery_held", "subscriptions_subscription_pkey"):
+    with reads_by("deliveries_lane_pkey", "delivery_held", "subscriptions_subscription_pkey"):
         circuit.reset([subscription.pk])
     assert Delivery.objects.filter(subscription=subscription, status="pending").exists()
 

@@ -13,6 +13,7 @@ from deliveries.keeping.backlog import (
     Backoff,
     backlogs,
     backoff,
+    being_discarded,
     fuse_blown_at,
     is_sending,
 )
@@ -30,6 +31,7 @@ class _Shown(NamedTuple):
     subscription: Subscription
     backlog: Backlog
     lane: Lane | None
+    discarding: int
 
     @property
     def backoff(self) -> Backoff | None:
@@ -61,7 +63,15 @@ class Command(OperatorCommand):
         ids = [one.pk for one in found] if options["state"] else None
         waiting = backlogs(ids)
         lanes = Lane.objects.in_bulk(ids)
-        shown = [_Shown(one, waiting.get(one.pk, Backlog()), lanes.get(one.pk)) for one in found]
+        shown = [
+            _Shown(
+                one,
+                waiting.get(one.pk, Backlog()),
+                lanes.get(one.pk),
+                being_discarded(lanes.get(one.pk)),
+            )
+            for one in found
+        ]
         if blown_at := fuse_blown_at():
             (self.stderr if options["json"] else self.stdout).write(
                 f"The fuse is blown since {when(blown_at)}: suspect our own network."
@@ -100,6 +110,8 @@ def _notes(one: _Shown, *, lanes: bool) -> Iterator[str]:
         yield str(waits)
     elif one.subscription.last_error:
         yield one.subscription.last_error
+    if one.discarding:
+        yield f"discarding {one.discarding:,} of {one.backlog.held:,} held deliveries"
     if lanes and one.lane is not None and is_sending(one.lane):
         yield f"a worker is sending; its lease ends at {when(one.lane.lease_until)}"
     if lanes and one.lane is not None and one.lane.failures:
@@ -122,6 +134,7 @@ def _as_json(shown: _Shown) -> dict[str, Any]:
         "next_probe_at": one.next_probe_at,
         "pending": shown.backlog.pending,
         "held": shown.backlog.held,
+        "discarding": shown.discarding,
         "backing_off_until": waits.until if waits else None,
         "backing_off_because": waits.because if waits else None,
         "failed_attempts": lane.failures if lane else 0,
