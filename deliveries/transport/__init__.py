@@ -22,21 +22,22 @@ from deliveries.transport.errors import (
     TransportClosed,
     classify,
 )
-from deliveries.transport.results import Result, Timings, WireResponse
+from deliveries.transport.exchange import Exchange, WireResponse
 from deliveries.transport.text import text_for_operators
+
+Result = Exchange
 
 __all__ = [
     "BadAnswer",
     "ConnectionRefused",
     "ConnectionReset",
     "DestinationBlocked",
+    "Exchange",
     "HostNotFound",
     "HostUnreachable",
     "LocalFault",
     "NotStarted",
     "ResolverUnavailable",
-    "Result",
-    "Timings",
     "Transport",
     "TransportClosed",
     "WireResponse",

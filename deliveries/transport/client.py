@@ -6,30 +6,31 @@ import atexit
 import ctypes
 import logging
 import os
+import queue
 import resource
 import socket
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import certifi
 import requests
 
 from deliveries.transport.driver import Driver, Plan
-from deliveries.transport.errors import LocalFault, TransportClosed
-from deliveries.transport.handle import Job, Limits, OpenSocket
+from deliveries.transport.errors import TransportClosed
+from deliveries.transport.exchange import Exchange
+from deliveries.transport.handle import Limits, OpenSocket
+from deliveries.transport.jobs import Job
 from deliveries.transport.names import Resolver
-from deliveries.transport.results import Result
 from subscriptions.conf import Network, conf
 
 # A pin's entry in libcurl's DNS cache must outlive the request that uses it.
-LONGEST_TIMEOUT = 600.0
+MAX_TIMEOUT = 600.0
 
 # Of one process: enough that some hundreds of receivers which never answer leave room for the
 # others. Twice as many files, for connections that are kept open and for all else.
-MOST_IN_FLIGHT = 4000
-MOST_FILES = 2 * MOST_IN_FLIGHT + 1000
+MAX_IN_FLIGHT = 4000
+MAX_FILES = 2 * MAX_IN_FLIGHT + 1000
 
 logger = logging.getLogger(__name__)
 
@@ -91,13 +92,13 @@ class Transport:
     def submit(
         self,
         request: requests.PreparedRequest,
-        on_done: Callable[[Result], None],
+        on_done: Callable[[Exchange], None],
         *,
         timeout: float | None = None,
         start_by: float | None = None,
         recovering: bool = False,
     ) -> None:
-        """Send `request`; `on_done(result)` is called exactly once, whatever happens.
+        """Send `request`; `on_done(exchange)` is called exactly once, whatever happens.
 
         While all places are taken, the request waits; `timeout` runs from its start. One that
         has not been started by `start_by` (of `time.monotonic()`) is not sent at all: its error
@@ -106,7 +107,7 @@ class Transport:
         It is called on the transport's own thread, which drives every other request: it must be
         quick, must not block, and may submit. An exception in it is logged and goes no further.
         Raises `TransportClosed` after `close()`; `TypeError` for a body that is not bytes and
-        `ValueError` for a timeout outside 0 … 600 s. All else comes as `result.error`.
+        `ValueError` for a timeout outside 0 … 600 s. All else comes as `exchange.error`.
 
         The request is sent at most once, except that libcurl sends it again on a new connection
         if a pooled one turns out to have been closed before a byte of the answer came. Headers
@@ -118,9 +119,9 @@ class Transport:
             timeout = self._timeout
         else:
             _checked_timeout(timeout)
-        job = Job(request, on_done, timeout, start_by, recovering)
+        job = Job(request, on_done, timeout, start_by)
         driver = self._driver
-        while driver is None or not driver.submit(job):
+        while driver is None or not driver.submit(job, recovering):
             driver = self._running_driver(driver)
 
     def capacity(self, recovering: bool) -> int:
@@ -142,31 +143,27 @@ class Transport:
         self, request: requests.PreparedRequest, *, timeout: float | None = None
     ) -> requests.Response:
         """Send one request and wait. Raises what `requests` raises, and as `submit` does."""
-        (answer,) = self.send_many([request], max_in_flight=1, timeout=timeout)
+        (answer,) = self.send_many([request], timeout=timeout)
         if isinstance(answer, requests.RequestException):
             raise answer
         return answer
 
     def send_many(
-        self,
-        requests_: Iterable[requests.PreparedRequest],
-        *,
-        max_in_flight: int,
-        timeout: float | None = None,
+        self, requests_: Sequence[requests.PreparedRequest], *, timeout: float | None = None
     ) -> list[requests.Response | requests.RequestException]:
-        """Send all, at most `max_in_flight` at once, and wait. Answers are in the order asked.
+        """Send all at the same time, and wait. Answers are in the order asked.
 
-        Raises `RuntimeError` on the transport's own thread, where it would wait for itself.
+        Raises as `submit` does, and `RuntimeError` on the transport's own thread, where it would
+        wait for itself.
         """
         driver = self._driver
         if driver is not None and driver.thread is threading.current_thread():
             raise RuntimeError("waiting on the transport's own thread would last for ever")
-        queue = list(requests_)
-        for request in queue:
-            _check_body(request)
-        if timeout is not None:
-            _checked_timeout(timeout)
-        return _Window(self, queue, max_in_flight, timeout).run()
+        ended: queue.SimpleQueue[tuple[int, Exchange]] = queue.SimpleQueue()
+        for number, request in enumerate(requests_):
+            self.submit(request, lambda it, n=number: ended.put((n, it)), timeout=timeout)  # type: ignore[misc]
+        exchanges = dict(ended.get() for _ in requests_)
+        return [exchanges[number].answer() for number in range(len(requests_))]
 
     def close(self, timeout: float) -> None:
         """Take no more requests; give those under way `timeout` seconds, then fail them.
@@ -202,69 +199,9 @@ class Transport:
             self._driver = None
 
 
-class _Window:
-    """One call of `send_many`: `width` requests under way, each end starting the next."""
-
-    def __init__(
-        self,
-        owner: Transport,
-        queue: list[requests.PreparedRequest],
-        width: int,
-        timeout: float | None,
-    ) -> None:
-        if width < 1:
-            raise ValueError(f"max_in_flight is {width}; it must be at least 1")
-        self._owner = owner
-        self._queue = queue
-        self._width = width
-        self._timeout = timeout
-        self._answers: dict[int, requests.Response | requests.RequestException] = {}
-        self._numbers = iter(range(len(queue)))
-        self._lock = threading.Lock()
-        self._all_done = threading.Event()
-
-    def run(self) -> list[requests.Response | requests.RequestException]:
-        if not self._queue:
-            return []
-        for _ in range(min(self._width, len(self._queue))):
-            self._next()
-        self._all_done.wait()
-        return [self._answers[number] for number in range(len(self._queue))]
-
-    def _next(self) -> None:
-        while True:
-            with self._lock:
-                number = next(self._numbers, None)
-            if number is None:
-                return
-            try:
-                self._owner.submit(
-                    self._queue[number], partial(self._done, number), timeout=self._timeout
-                )
-                return
-            except requests.RequestException as error:
-                self._record(number, error)
-            except OSError as error:
-                self._record(number, LocalFault(f"the transport did not start ({error.strerror})"))
-
-    def _done(self, number: int, result: Result) -> None:
-        answer = result.error if result.response is None else result.response
-        assert answer is not None
-        self._record(number, answer)
-        self._next()
-
-    def _record(self, number: int, answer: requests.Response | requests.RequestException) -> None:
-        with self._lock:
-            self._answers[number] = answer
-            if len(self._answers) == len(self._queue):
-                self._all_done.set()
-
-
 def _checked_timeout(timeout: float) -> float:
-    if not 0 < timeout <= LONGEST_TIMEOUT:
-        raise ValueError(
-            f"the timeout is {timeout!r} s; it must be from 0 to {LONGEST_TIMEOUT:g} s"
-        )
+    if not 0 < timeout <= MAX_TIMEOUT:
+        raise ValueError(f"the timeout is {timeout!r} s; it must be from 0 to {MAX_TIMEOUT:g} s")
     return timeout
 
 
@@ -299,8 +236,8 @@ def transport() -> Transport:
                 allowed_networks=settings.allowed_networks,
                 ca_file=settings.ca_file,
                 dns_cache=settings.dns_cache,
-                max_connections=MOST_IN_FLIGHT,
-                max_in_flight_total=MOST_IN_FLIGHT,
+                max_connections=MAX_IN_FLIGHT,
+                max_in_flight_total=MAX_IN_FLIGHT,
             )
         return _of_process
 
@@ -308,7 +245,7 @@ def transport() -> Transport:
 def _raise_file_limit() -> None:
     """Allow as many open files as this process may have: each request in flight is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 

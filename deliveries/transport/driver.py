@@ -9,7 +9,7 @@ import logging
 import socket
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,11 +24,12 @@ from deliveries.transport.errors import (
     ResolverUnavailable,
     TransportClosed,
 )
-from deliveries.transport.handle import Handle, Job, Limits
+from deliveries.transport.exchange import Exchange
+from deliveries.transport.handle import Handle, Limits
+from deliveries.transport.jobs import Budget, Job
 from deliveries.transport.libcurl import pycurl
 from deliveries.transport.names import Found, Name, NameBook, Pin, Resolver
-from deliveries.transport.polling import READ, WRITE, new_poller
-from deliveries.transport.results import Result, Timings
+from deliveries.transport.polling import READ, WRITE, Sockets, new_poller
 from subscriptions.destinations import (
     Destination,
     DestinationRefused,
@@ -41,8 +42,6 @@ MAX_IDLE_HANDLES = 1000
 MAX_TARGETS = 20_000
 
 logger = logging.getLogger(__name__)
-
-_INTERESTS = {pycurl.POLL_IN: READ, pycurl.POLL_OUT: WRITE, pycurl.POLL_INOUT: READ | WRITE}
 
 
 def _readiness(events: int) -> int:
@@ -70,26 +69,6 @@ class Plan:
         return kept if recovering else max(1, self.max_in_flight - kept)
 
 
-class Budget:
-    """The places for requests of one kind, and those that wait for one.
-
-    `submitted` is counted by whoever submits, under the driver's lock; the rest is the thread's.
-    """
-
-    __slots__ = ("ended", "in_flight", "places", "submitted", "waiting")
-
-    def __init__(self, places: int) -> None:
-        self.places = places
-        self.in_flight = 0
-        self.submitted = 0
-        self.ended = 0
-        self.waiting: OrderedDict[Job, None] = OrderedDict()
-
-    @property
-    def capacity(self) -> int:
-        return self.places - (self.submitted - self.ended)
-
-
 @dataclass(frozen=True, slots=True)
 class Target:
     """A URL that was taken apart, and the pin of a literal address."""
@@ -105,7 +84,8 @@ class Driver:
         self._plan = plan
         self._inbox: deque[Job] = deque()
         self._calls: deque[Callable[[], None]] = deque()
-        self._budgets = {kind: Budget(plan.places(kind)) for kind in (False, True)}
+        # Of requests that do not recover, and of those that do.
+        self._budgets = (Budget(plan.places(False)), Budget(plan.places(True)))
         self._start_bys: list[tuple[float, int, Job]] = []
         self._found: deque[tuple[Name, Found, float]] = deque()
         self._lock = threading.Lock()
@@ -118,7 +98,7 @@ class Driver:
         self._wakee_fd = self._wakee.fileno()
         self._poller = new_poller()
         self._poller.register(self._wakee_fd, READ)
-        self._watched: set[int] = set()
+        self._sockets = Sockets(self._poller)
         self._timer: float | None = None
         self._names = NameBook(
             plan.resolver, plan.limits.allowed, plan.dns_cache, plan.dns_stale, self._on_found
@@ -129,7 +109,7 @@ class Driver:
         self._resolving: list[tuple[float, int, Job]] = []
         self._numbers = itertools.count()
         self._multi = pycurl.CurlMulti()
-        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
+        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._sockets.changed)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
         self._multi.setopt(pycurl.M_MAXCONNECTS, plan.max_connections)
         self.thread = threading.Thread(target=self._run, name="webhook-transport", daemon=True)
@@ -137,12 +117,13 @@ class Driver:
 
     # Called from any thread.
 
-    def submit(self, job: Job) -> bool:
+    def submit(self, job: Job, recovering: bool) -> bool:
         """Hand `job` over; False if this driver has ended."""
         with self._lock:
             if self._closed or self._stop_at is not None:
                 return False
-            self._budgets[job.recovering].submitted += 1
+            job.budget = budget = self._budgets[recovering]
+            budget.submitted += 1
             self._inbox.append(job)
         self._wake()
         return True
@@ -197,27 +178,27 @@ class Driver:
         stop_at = self._stop_at
         if stop_at is None:
             return False
-        idle = all(budget.submitted == budget.ended for budget in self._budgets.values())
+        idle = all(budget.submitted == budget.ended for budget in self._budgets)
         return (idle and not self._calls) or time.monotonic() >= stop_at
 
     def _step(self) -> None:
-        while self._calls:
+        self._asleep = True
+        timeout = self._poll_timeout()
+        # What comes after this look at the sockets waits for the next one: a request must not
+        # be started on a connection that something has come on while it was idle.
+        calls, found, jobs = len(self._calls), len(self._found), len(self._inbox)
+        events = self._poller.poll(timeout)
+        self._asleep = False
+        self._serve_sockets(events)
+        for _ in range(calls):
             self._call(self._calls.popleft())
-        while self._found:
+        for _ in range(found):
             self._learn(*self._found.popleft())
-        while self._inbox:
+        for _ in range(jobs):
             self._admit(self._inbox.popleft())
-        for budget in self._budgets.values():
+        for budget in self._budgets:
             while budget.waiting and budget.in_flight < budget.places:
                 self._start(budget.waiting.popitem(last=False)[0])
-        self._asleep = True
-        events = self._poller.poll(self._poll_timeout())
-        self._asleep = False
-        for fd, ready in events:
-            if fd == self._wakee_fd:
-                self._wakee.recv(4096)
-            else:
-                self._multi.socket_action(fd, _readiness(ready))
         if self._timer is not None and time.monotonic() >= self._timer:
             self._timer = None
             self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
@@ -227,6 +208,17 @@ class Driver:
         if self._start_bys:
             self._give_back_late_ones()
 
+    def _serve_sockets(self, events: list[tuple[int, int]]) -> None:
+        active = self._sockets.active
+        for fd, _ in events:
+            if fd == self._wakee_fd:
+                self._wakee.recv(4096)
+            elif fd not in active:
+                self._sockets.end_idle(fd)
+        for fd, ready in events:
+            if fd in active:
+                self._multi.socket_action(fd, _readiness(ready))
+
     def _call(self, function: Callable[[], None]) -> None:
         try:
             function()
@@ -235,7 +227,7 @@ class Driver:
 
     def _admit(self, job: Job) -> None:
         """Start `job` if there is a place for it, else let it wait until its `start_by`."""
-        budget = self._budgets[job.recovering]
+        budget = job.budget
         if budget.in_flight < budget.places and not budget.waiting:
             self._start(job)
             return
@@ -247,7 +239,7 @@ class Driver:
         now = time.monotonic()
         while self._start_bys:
             start_by, _, job = self._start_bys[0]
-            waiting = self._budgets[job.recovering].waiting
+            waiting = job.budget.waiting
             if job in waiting:
                 if start_by > now:
                     return
@@ -256,7 +248,7 @@ class Driver:
             heapq.heappop(self._start_bys)
 
     def _not_started(self, job: Job) -> None:
-        self._begin(job)
+        self._begin(job, time.monotonic())
         self._fail(job, NotStarted("not sent: too much else was under way"))
 
     def _poll_timeout(self) -> float | None:
@@ -266,7 +258,7 @@ class Driver:
             or self._found
             or self._inbox
             or self._calls
-            or any(one.waiting and one.in_flight < one.places for one in self._budgets.values())
+            or any(one.waiting and one.in_flight < one.places for one in self._budgets)
         ):
             return 0
         moments = [
@@ -283,32 +275,20 @@ class Driver:
             return None
         return max(0.0, min(moments) - time.monotonic())
 
-    def _on_socket(self, event: int, fd: int, multi: object, data: object) -> None:
-        if event == pycurl.POLL_REMOVE:
-            if fd in self._watched:
-                self._watched.remove(fd)
-                self._poller.unregister(fd)
-        elif fd in self._watched:
-            self._poller.modify(fd, _INTERESTS[event])
-        else:
-            self._poller.register(fd, _INTERESTS[event])
-            self._watched.add(fd)
-
     def _on_timer(self, milliseconds: int) -> None:
         self._timer = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
 
-    def _begin(self, job: Job) -> float:
-        self._budgets[job.recovering].in_flight += 1
-        job.started = job.looked_up = now = time.monotonic()
+    def _begin(self, job: Job, now: float) -> None:
+        job.budget.in_flight += 1
+        job.started = now
         job.deadline = now + job.timeout
-        return now
 
     def _start(self, job: Job) -> None:
         now = time.monotonic()
         if job.start_by is not None and job.start_by <= now:
             self._not_started(job)
             return
-        self._begin(job)
+        self._begin(job, now)
         try:
             target = self._target(job.request.url or "")
         except requests.RequestException as error:
@@ -319,7 +299,7 @@ class Driver:
             self._fail(job, LocalFault(f"the URL could not be read ({type(error).__name__})"))
             return
         if target.pin is not None:
-            self._launch(job, target.destination, target.pin)
+            self._launch(job, target.destination, target.pin, now)
             return
         name = self._names.get(target.destination.host, now)
         if name.must_wait(now):
@@ -328,7 +308,7 @@ class Driver:
             name.waiting[job] = None
             heapq.heappush(self._resolving, (job.deadline, next(self._numbers), job))
         else:
-            self._follow(job, target.destination, name)
+            self._follow(job, target.destination, name, now)
 
     def _read_url(self, url: str) -> Target:
         try:
@@ -351,18 +331,17 @@ class Driver:
         for job in waiting:
             destination, job.destination = job.destination, None
             if destination is not None:
-                job.looked_up = now
-                self._follow(job, destination, name)
+                self._follow(job, destination, name, now)
         while self._resolving and self._resolving[0][2].destination is None:
             heapq.heappop(self._resolving)
 
-    def _follow(self, job: Job, destination: Destination, name: Name) -> None:
+    def _follow(self, job: Job, destination: Destination, name: Name, now: float) -> None:
         """Go on with a job whose host name is known, for better or worse."""
         if isinstance(name.found, requests.RequestException):
             # A new exception for each request: they are raised, and must not share a traceback.
             self._fail(job, type(name.found)(*name.found.args))
         else:
-            self._launch(job, destination, name.pin(destination.port))
+            self._launch(job, destination, name.pin(destination.port), now)
 
     def _give_up_on_names(self) -> None:
         now = time.monotonic()
@@ -374,14 +353,13 @@ class Driver:
             if destination is not None:
                 # A lookup may last much longer than a request.
                 del job.name.waiting[job]
-                job.looked_up = now
                 late = f"{destination.host} was not looked up within {job.timeout:g} s"
                 self._fail(job, self._names.unanswered(job.name, ResolverUnavailable(late)))
 
-    def _launch(self, job: Job, destination: Destination, pin: Pin) -> None:
-        handle = self._idle.pop() if self._idle else Handle(self._plan.limits)
+    def _launch(self, job: Job, destination: Destination, pin: Pin, now: float) -> None:
+        handle = self._idle.pop() if self._idle else Handle(self._plan.limits, self._sockets)
         try:
-            handle.prepare(job, destination, pin, time.monotonic())
+            handle.prepare(job, destination, pin, now)
             self._multi.add_handle(handle.curl)
         except requests.RequestException as error:
             self._fail(job, error)
@@ -403,46 +381,44 @@ class Driver:
                 handle = self._handles[curl]
                 self._done(handle, handle.failed(code, message))
 
-    def _done(self, handle: Handle, result: Result) -> None:
-        job = handle.job
-        assert job is not None
-        self._multi.remove_handle(handle.curl)
-        del self._handles[handle.curl]
-        handle.release()
+    def _done(self, handle: Handle, exchange: Exchange) -> None:
+        curl, job = handle.curl, handle.release()
+        self._multi.remove_handle(curl)
+        del self._handles[curl]
         if len(self._idle) < MAX_IDLE_HANDLES:
             self._idle.append(handle)
         else:
-            handle.curl.close()
-        self._tell(job, result)
+            curl.close()
+        self._tell(job, exchange)
 
     def _fail(self, job: Job, error: requests.RequestException) -> None:
-        seconds = time.monotonic() - job.started
-        timings = Timings(job.looked_up - job.started, 0.0, 0.0, 0.0)
-        self._tell(job, Result(None, error, seconds, "", timings, False))
+        error.request = job.request
+        self._tell(job, Exchange(None, error, time.monotonic() - job.started, ""))
 
-    def _tell(self, job: Job, result: Result) -> None:
-        budget = self._budgets[job.recovering]
+    def _tell(self, job: Job, exchange: Exchange) -> None:
+        budget = job.budget
         budget.in_flight -= 1
         budget.ended += 1
-        if result.error is not None:
-            result.error.request = job.request
         try:
-            job.on_done(result)
+            job.on_done(exchange)
         except Exception:
             logger.exception("a callback of the transport failed; its result is lost")
+        # A heap may keep the job until its deadline.
+        del job.request, job.on_done
 
     def _end(self, reason: str) -> None:
         with self._lock:
             self._closed = True
             never_started = list(self._inbox)
             self._inbox.clear()
-        for budget in self._budgets.values():
+        for budget in self._budgets:
             never_started += budget.waiting
         self._names.stop()
-        unfinished = [handle.job for handle in self._handles.values() if handle.job is not None]
+        unfinished = [handle.job for handle in self._handles.values()]
         unfinished += [job for _, _, job in self._resolving if job.destination is not None]
+        now = time.monotonic()
         for job in never_started:
-            self._begin(job)
+            self._begin(job, now)
         for job in (*unfinished, *never_started):
             self._fail(job, TransportClosed(f"not finished: {reason}"))
         while self._calls:

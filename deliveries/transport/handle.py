@@ -20,9 +20,11 @@ from deliveries.transport.errors import (
     LocalFault,
     from_failure,
 )
+from deliveries.transport.exchange import Exchange, WireResponse, without_early_answers
+from deliveries.transport.jobs import Job
 from deliveries.transport.libcurl import pycurl
 from deliveries.transport.names import Pin
-from deliveries.transport.results import Result, Timings, Wire, WireResponse
+from deliveries.transport.polling import Sockets, has_many_ended
 from subscriptions.conf import Network
 from subscriptions.destinations import Destination, check_address
 
@@ -39,7 +41,7 @@ PIN_RENEWAL = 300
 # How often libcurl may turn to one request without a byte of a body moving. It ends floods that no
 # limit on bytes sees, such as a chunk extension without end, after about 0.2 s of computing time.
 # A turn is up to 160 KB; an answer has about 10 of them, and two more for every chunk.
-MOST_IDLE_TURNS = 500
+MAX_IDLE_TURNS = 500
 
 # Bytes that the kernel keeps of an answer until we read them.
 RECEIVE_BUFFER = 65536
@@ -64,84 +66,54 @@ class Limits:
     open_socket: OpenSocket
 
 
-class Job:
-    """One submitted request on its way. `timeout` and times are in seconds (monotonic clock)."""
-
-    __slots__ = (
-        "deadline",
-        "destination",
-        "looked_up",
-        "name",
-        "on_done",
-        "recovering",
-        "request",
-        "start_by",
-        "started",
-        "timeout",
-    )
-
-    def __init__(
-        self,
-        request: requests.PreparedRequest,
-        on_done: Callable[[Result], None],
-        timeout: float,
-        start_by: float | None = None,
-        recovering: bool = False,
-    ) -> None:
-        self.request = request
-        self.on_done = on_done
-        self.timeout = timeout
-        self.start_by = start_by
-        self.recovering = recovering
-        self.started = 0.0
-        self.deadline = 0.0
-        self.looked_up = 0.0
-        # While it waits for its host name.
-        self.destination: Destination | None = None
-        self.name: Any = None
-
-
 class Handle:
     """A `pycurl.Curl` with everything set that never changes, and the memory of what did."""
 
     __slots__ = (
         "_body_size",
+        "_fresh",
         "_idle_turns",
         "_limits",
+        "_lines",
         "_method",
         "_moved",
         "_pin",
         "_pin_set",
         "_room",
+        "_sockets",
         "_timeout_ms",
         "_url",
         "body",
         "curl",
         "fault",
-        "header_lines",
         "https",
         "job",
         "received",
     )
 
-    def __init__(self, limits: Limits) -> None:
+    job: Job
+
+    def __init__(self, limits: Limits, sockets: Sockets) -> None:
         self._limits = limits
+        self._sockets = sockets
+        self._fresh = False
         self._url = ""
         self._method = ""
         self._timeout_ms = 0
         self._pin: Pin | None = None
         self._pin_set = 0.0
+        self._body_size = 0
+        self._forget_answer()
+        self.curl = self._new_curl()
+
+    def _forget_answer(self) -> None:
+        self._lines: list[bytes] = []
         self._room = HEADER_ROOM
         self._idle_turns = 0
         self._moved = 0
-        self._body_size = 0
-        self.https = False
-        self.job: Job | None = None
-        self.header_lines: list[bytes] = []
         self.body = b""
         self.received = 0
         self.fault: requests.RequestException | None = None
-        self.curl = self._new_curl()
 
     def _new_curl(self) -> pycurl.Curl:
         curl = pycurl.Curl()
@@ -167,7 +139,7 @@ class Handle:
             (pycurl.MAXAGE_CONN, IDLE_CONNECTION),
             (pycurl.MAXLIFETIME_CONN, CONNECTION_LIFETIME),
             (pycurl.OPENSOCKETFUNCTION, self._open_socket),
-            (pycurl.SOCKOPTFUNCTION, _keep_from_children),
+            (pycurl.SOCKOPTFUNCTION, self._on_socket_opened),
             (pycurl.HEADERFUNCTION, self._on_header),
             (pycurl.WRITEFUNCTION, self._on_body),
             (pycurl.NOPROGRESS, 0),
@@ -183,13 +155,6 @@ class Handle:
         curl = self.curl
         self.job = job
         self.https = destination.scheme == "https"
-        self.header_lines = [b""]
-        self.body = b""
-        self.received = 0
-        self.fault = None
-        self._room = HEADER_ROOM
-        self._idle_turns = 0
-        self._moved = 0
         body = job.request.body
         data = body if isinstance(body, bytes) else b""
         curl.setopt(pycurl.HTTPHEADER, header_lines(job.request.headers))
@@ -201,6 +166,10 @@ class Handle:
             curl.setopt(pycurl.RESOLVE, pin.resolve)
             self._pin = pin
             self._pin_set = now
+        fresh = bool(pin.ended) and has_many_ended(pin)
+        if fresh != self._fresh:
+            curl.setopt(pycurl.FRESH_CONNECT, fresh)
+            self._fresh = fresh
         timeout_ms = max(1, round((job.deadline - now) * 1000))
         if timeout_ms != self._timeout_ms:
             curl.setopt(pycurl.TIMEOUT_MS, timeout_ms)
@@ -225,14 +194,15 @@ class Handle:
         # A request without a body changes more than its method; set everything the next time.
         self._method = method if has_body else ""
 
-    def release(self) -> None:
-        """Let go of the request, so that an idle handle does not keep it in memory."""
-        self.job = None
-        self.header_lines = []
-        self.fault = None
+    def release(self) -> Job:
+        """Let go of the request and its answer, so that an idle handle keeps no memory."""
+        job = self.job
+        del self.job
+        self._forget_answer()
         if self._body_size > 4096:
             self.curl.setopt(pycurl.POSTFIELDS, b"")
             self._body_size = 0
+        return job
 
     def _open_socket(self, purpose: int, address: Any) -> Any:
         """libcurl is about to dial: the last word on where. No socket exists before this."""
@@ -251,6 +221,13 @@ class Handle:
             self.fault = LocalFault(f"no socket could be opened ({error.strerror})")
             return pycurl.SOCKET_BAD
 
+    def _on_socket_opened(self, fd: int, purpose: int) -> int:
+        # pycurl duplicates the socket that it is given, and the copy would survive exec().
+        os.set_inheritable(fd, False)
+        assert self._pin is not None
+        self._sockets.opened(fd, self._pin)
+        return int(pycurl.SOCKOPT_OK)
+
     def _refusal(self, address: str) -> str | None:
         try:
             parsed = ipaddress.ip_address(address)
@@ -265,12 +242,7 @@ class Handle:
         if self._room < 0:
             self.fault = BadAnswer(f"the answer's headers have more than {HEADER_ROOM} bytes")
             return 0
-        if line.startswith(b"HTTP/"):
-            self.header_lines = [line]
-        elif self.header_lines[-1].strip():
-            self.header_lines.append(line)
-        # What comes after the empty line are trailers, which must not be taken for headers
-        # (RFC 9110, section 6.5.1).
+        self._lines.append(line)
         return None
 
     def _on_progress(self, total: int, received: int, to_send: int, sent: int) -> int | None:
@@ -278,7 +250,7 @@ class Handle:
             self._moved = received + sent
             return None
         self._idle_turns += 1
-        if self._idle_turns <= MOST_IDLE_TURNS:
+        if self._idle_turns <= MAX_IDLE_TURNS:
             return None
         self.fault = BadAnswer("the answer goes on and on and says nothing")
         return 1
@@ -290,58 +262,42 @@ class Handle:
         self.received += len(data)
         return None if self.received <= self._limits.max_response_bytes else 0
 
-    def succeeded(self) -> Result:
-        """The result of a request that libcurl calls complete."""
-        return self._answer(truncated=False)
+    def succeeded(self) -> Exchange:
+        """What came of a request that libcurl calls complete."""
+        return self._answered(truncated=False)
 
-    def failed(self, code: int, message: str) -> Result:
-        """The result of a request that libcurl gave up, or that we made it give up."""
+    def failed(self, code: int, message: str) -> Exchange:
+        """What came of a request that libcurl gave up, or that we made it give up."""
         if code == pycurl.E_WRITE_ERROR and self.received > self._limits.max_response_bytes:
             # We stopped reading a long body. The answer stands.
-            return self._answer(truncated=True)
-        error = self.fault or from_failure(self._failure(code, message))
-        return self._result(None, error)
+            return self._answered(truncated=True)
+        return self._no_answer(self.fault or from_failure(self._failure(code, message)))
 
-    def _answer(self, *, truncated: bool) -> Result:
-        job = self.job
-        assert job is not None
-        status = self.curl.getinfo(pycurl.RESPONSE_CODE)
-        wire = Wire(self.curl.getinfo(pycurl.PRIMARY_IP), truncated)
-        seconds = time.monotonic() - job.started
-        response = WireResponse(job.request, status, self.header_lines, self.body, seconds, wire)
-        return self._result(response, None)
+    def _answered(self, *, truncated: bool) -> Exchange:
+        job, getinfo, lines = self.job, self.curl.getinfo, self._lines
+        status = getinfo(pycurl.RESPONSE_CODE)
+        if not _begin_with(status, lines):
+            lines = without_early_answers(lines)
+            # libcurl takes any version for HTTP/1.
+            if not _begin_with(status, lines):
+                return self._no_answer(BadAnswer("the answer is not HTTP/1.0 or HTTP/1.1"))
+        elapsed = time.monotonic() - job.started
+        response = WireResponse(job.request, status, lines, self.body, elapsed, truncated)
+        return Exchange(response, None, elapsed, getinfo(pycurl.PRIMARY_IP))
 
-    def _result(
-        self, response: WireResponse | None, error: requests.RequestException | None
-    ) -> Result:
-        job = self.job
-        assert job is not None
-        getinfo = self.curl.getinfo
-        base = job.looked_up - job.started
-        connect, tls, first = (
-            getinfo(pycurl.CONNECT_TIME),
-            getinfo(pycurl.APPCONNECT_TIME),
-            getinfo(pycurl.STARTTRANSFER_TIME),
-        )
-        return Result(
-            response,
-            error,
-            time.monotonic() - job.started,
-            getinfo(pycurl.PRIMARY_IP),
-            Timings(base, connect and base + connect, tls and base + tls, first and base + first),
-            getinfo(pycurl.NUM_CONNECTS) == 0,
-        )
+    def _no_answer(self, error: requests.RequestException) -> Exchange:
+        error.request = self.job.request
+        elapsed = time.monotonic() - self.job.started
+        return Exchange(None, error, elapsed, self.curl.getinfo(pycurl.PRIMARY_IP))
 
     def _failure(self, code: int, message: str) -> Failure:
-        job = self.job
-        assert job is not None
         getinfo = self.curl.getinfo
         return Failure(
             code=code,
             message=message,
             os_errno=getinfo(pycurl.OS_ERRNO),
             https=self.https,
-            timeout=job.timeout,
+            timeout=self.job.timeout,
             connect=getinfo(pycurl.CONNECT_TIME),
             tls=getinfo(pycurl.APPCONNECT_TIME),
             first_byte=getinfo(pycurl.STARTTRANSFER_TIME),
@@ -349,10 +305,9 @@ class Handle:
         )
 
 
-def _keep_from_children(fd: int, purpose: int) -> int:
-    """pycurl duplicates the socket that it is given, and the copy would survive exec()."""
-    os.set_inheritable(fd, False)
-    return int(pycurl.SOCKOPT_OK)
+def _begin_with(status: int, lines: list[bytes]) -> bool:
+    expected = (b"HTTP/1.1 %d" % status, b"HTTP/1.0 %d" % status)
+    return bool(lines) and lines[0].startswith(expected)
 
 
 def header_lines(headers: Any) -> list[str]:

@@ -17,10 +17,9 @@ from deliveries.claiming.bodies import Payload
 from deliveries.claiming.claims import ClaimedDelivery, ClaimedLane
 from deliveries.judging.policy import Verdict
 from deliveries.sending.request import judge_response, prepare
-from deliveries.transport import HostNotFound, ResolverUnavailable, Result, Timings
+from deliveries.transport import Exchange, HostNotFound, ResolverUnavailable
 
 SECRET = "whsec_" + "QUJD" * 8
-NO_TIMES = Timings(0, 0, 0, 0)
 
 
 def lane(**fields: Any) -> ClaimedLane:
@@ -55,8 +54,8 @@ def receiver() -> Iterator[responses.RequestsMock]:
         yield mock
 
 
-def answer(response: requests.Response) -> Result:
-    return Result(response, None, 0.25, "192.0.2.1", NO_TIMES, False)
+def answer(response: requests.Response) -> Exchange:
+    return Exchange(response, None, 0.25, "192.0.2.1")
 
 
 def send(prepared: requests.PreparedRequest) -> requests.Response:
@@ -125,6 +124,6 @@ def test_every_status_has_a_description(receiver: responses.RequestsMock, status
 def test_no_answer_is_described_and_blamed_on_the_right_one(
     error: requests.RequestException, code: str, own: bool
 ) -> None:
-    judged = judge_response(Result(None, error, 1.0, "", NO_TIMES, False))
+    judged = judge_response(Exchange(None, error, 1.0, ""))
     assert (judged.code, judged.error, judged.status_code) == (code, str(error), None)
     assert judged.outcome.own_fault is own

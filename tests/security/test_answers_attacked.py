@@ -71,6 +71,16 @@ ANSWERS: dict[str, tuple[bytes, str, str, int | None]] = {
     "http-0.9": (b"OK 200", "pending", "protocol", None),
     "http-2-preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "pending", "protocol", None),
     "http-of-an-unknown-version": (b"HTTP/9.9 200 OK\r\n\r\n", "pending", "protocol", None),
+    "http-of-a-version-in-between": (
+        b"HTTP/1.2 200 OK\r\nContent-Length: 0\r\n\r\n", "pending", "protocol", None,
+    ),
+    "http-3.7": (b"HTTP/3.7 200 OK\r\nContent-Length: 0\r\n\r\n", "pending", "protocol", None),
+    "http-3": (b"HTTP/3 200\r\nContent-Length: 0\r\n\r\n", "pending", "protocol", None),
+    "http-3.7-after-early-hints": (
+        b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/3.7 200 OK\r\nContent-Length: 0\r\n\r\n",
+        "pending", "protocol", None,
+    ),
+    "http-1.0": (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", "succeeded", "success", 200),
     "two-lengths": (
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 50\r\n\r\nok",
         "pending", "protocol", None,

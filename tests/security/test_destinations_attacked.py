@@ -220,7 +220,5 @@ def test_a_name_with_thousands_of_addresses_does_not_hold_up_others(
     transport = make_transport(
         allowed_networks=(), resolver=Resolver(crowd), open_socket=sockets, timeout=5.0
     )
-    answers = transport.send_many(
-        [post("http://crowd.example/"), post("http://8.8.4.4/")], max_in_flight=2
-    )
+    answers = transport.send_many([post("http://crowd.example/"), post("http://8.8.4.4/")])
     assert [classify(one) for one in answers if isinstance(one, Exception)] == ["internal"] * 2

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import ipaddress
+import queue
 from collections.abc import Callable, Iterator
 
 import pytest
 import requests
 
-from deliveries.transport import Transport
+from deliveries.transport import Exchange, Transport
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 
@@ -17,6 +18,13 @@ def post(url: str, body: bytes = b"{}", **headers: str) -> requests.PreparedRequ
         method="POST", url=url, data=body, headers={"Content-Type": "application/json", **headers}
     )
     return request
+
+
+def exchange(transport: Transport, request: requests.PreparedRequest) -> Exchange:
+    """Send the request and wait for what comes of it."""
+    ended: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
+    transport.submit(request, ended.put)
+    return ended.get(timeout=30)
 
 
 @pytest.fixture

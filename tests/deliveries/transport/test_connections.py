@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import requests
 
-from deliveries.transport import Transport
+from deliveries.transport import ConnectionRefused, DestinationBlocked, Transport
 from tests.deliveries.transport import hostile
-from tests.deliveries.transport.conftest import post
+from tests.deliveries.transport.conftest import exchange, post
 from tests.deliveries.transport.hostile import OK, receiver
 
 Maker = Callable[..., Transport]
@@ -28,23 +28,19 @@ def test_a_connection_is_kept_and_reused(transport: Transport) -> None:
         assert server.connections == 1
 
 
-def test_the_result_says_whether_the_connection_was_reused(transport: Transport) -> None:
-    results = []
-    done = threading.Event()
-
-    def on_done(result):  # type: ignore[no-untyped-def]
-        results.append(result)
-        if len(results) == 2:
-            done.set()
-        else:
-            transport.submit(post(server.url), on_done)
-
+def test_the_exchange_says_what_was_dialled_and_how_long_it_took(transport: Transport) -> None:
     with receiver(hostile.answers(OK)) as server:
-        transport.submit(post(server.url), on_done)
-        assert done.wait(5)
-    assert [result.connection_reused for result in results] == [False, True]
-    assert results[0].remote_address == "127.0.0.1"
-    assert 0 < results[0].timings.connect <= results[0].timings.first_byte <= results[0].elapsed
+        began = time.monotonic()
+        answered = exchange(transport, post(server.url))
+        took = time.monotonic() - began
+    assert answered.response is not None
+    assert answered.error is None
+    assert answered.remote_address == "127.0.0.1"
+    assert 0 < answered.elapsed <= took
+    refused = exchange(transport, post(server.url))
+    assert (refused.response, type(refused.error)) == (None, ConnectionRefused)
+    blocked = exchange(transport, post("http://10.0.0.1/"))
+    assert (type(blocked.error), blocked.remote_address) == (DestinationBlocked, "")
 
 
 def test_a_connection_that_the_server_closed_while_idle_is_replaced(transport: Transport) -> None:

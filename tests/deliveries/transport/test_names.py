@@ -22,7 +22,7 @@ from deliveries.transport import (
 )
 from deliveries.transport.lookups import LookupThreads
 from tests.deliveries.transport import hostile
-from tests.deliveries.transport.conftest import LOOPBACK, post
+from tests.deliveries.transport.conftest import LOOPBACK, exchange, post
 from tests.deliveries.transport.hostile import OK, receiver
 
 Maker = Callable[..., Transport]
@@ -85,7 +85,7 @@ def test_a_name_is_looked_up_once_for_all_that_wait_and_then_remembered(
     transport = make_transport(resolver=resolver)
     with receiver(hostile.answers(OK)) as server:
         url = f"http://good.example:{server.port}/"
-        answers = transport.send_many([post(url)] * 20, max_in_flight=20)
+        answers = transport.send_many([post(url)] * 20)
         assert all(isinstance(answer, requests.Response) for answer in answers)
         transport.send(post(url))
     assert resolver.asked == ["good.example"]
@@ -100,9 +100,9 @@ def test_the_host_header_is_the_name_and_not_the_address(make_transport: Maker) 
 
     transport = make_transport(resolver=Resolver(good_example=["127.0.0.1"]))
     with receiver(behave) as server:
-        response = transport.send(post(f"http://good.example:{server.port}/"))
+        answered = exchange(transport, post(f"http://good.example:{server.port}/"))
     assert f"host: good.example:{server.port}\r\n".encode() in seen[0].lower()
-    assert response.raw.remote_address == "127.0.0.1"
+    assert answered.remote_address == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ def test_the_address_that_is_dialled_is_the_one_that_was_judged(make_transport: 
     transport = make_transport(resolver=resolver)
     with receiver(hostile.answers_once_and_closes(OK)) as server:
         url = f"http://rebound.example:{server.port}/"
-        assert transport.send(post(url)).raw.remote_address == "127.0.0.1"
+        assert exchange(transport, post(url)).remote_address == "127.0.0.1"
         resolver.table["rebound.example"] = ["127.0.0.2"]
-        assert transport.send(post(url)).raw.remote_address == "127.0.0.1"
+        assert exchange(transport, post(url)).remote_address == "127.0.0.1"
     assert resolver.asked == ["rebound.example"]
 
 
@@ -220,8 +220,8 @@ def test_a_kept_connection_is_not_used_once_the_name_means_another_address(
 def test_the_second_address_is_tried_when_the_first_refuses(make_transport: Maker) -> None:
     transport = make_transport(resolver=Resolver(two_example=["127.0.0.2", "127.0.0.1"]))
     with receiver(hostile.answers(OK)) as server:
-        response = transport.send(post(f"http://two.example:{server.port}/"))
-    assert response.raw.remote_address == "127.0.0.1"
+        answered = exchange(transport, post(f"http://two.example:{server.port}/"))
+    assert answered.remote_address == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_host_whose_own_zone_is_dead_is_not_our_fault_once_others_are_answered
     transport = make_transport(resolver=resolver, dns_cache=0.0, dns_stale=0.0)
 
     def code(host: str) -> str:
-        (answer,) = transport.send_many([post(f"http://{host}:1/")], max_in_flight=1)
+        (answer,) = transport.send_many([post(f"http://{host}:1/")])
         return classify(answer) if isinstance(answer, Exception) else "answered"
 
     assert [code("dead.example"), code("other.example")] == ["own_dns", "own_dns"]
@@ -317,7 +317,7 @@ def test_names_that_were_slow_once_cannot_occupy_all_threads_again(make_transpor
     transport = make_transport(resolver=resolver, dns_cache=0.0)
     urls = [f"http://{name}/" for name in names]
     try:
-        transport.send_many([post(url) for url in urls], max_in_flight=20)
+        transport.send_many([post(url) for url in urls])
         resolver.table.update(dict.fromkeys(names, stuck))
         with receiver(hostile.answers(OK)) as server:
             for url in urls:

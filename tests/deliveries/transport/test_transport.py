@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import socket
 import subprocess
 import sys
@@ -18,8 +17,8 @@ import requests
 
 from deliveries.transport import (
     DestinationBlocked,
+    Exchange,
     NotStarted,
-    Result,
     Transport,
     TransportClosed,
     classify,
@@ -30,6 +29,7 @@ from deliveries.transport import transport as process_transport
 from tests.deliveries.transport import hostile
 from tests.deliveries.transport.conftest import post
 from tests.deliveries.transport.hostile import OK, receiver
+from tests.deliveries.transport.test_names import until
 
 Maker = Callable[..., Transport]
 
@@ -38,14 +38,14 @@ class Results:
     """Collects results on the transport's thread and lets a test wait for a number of them."""
 
     def __init__(self) -> None:
-        self.all: list[Result] = []
+        self.all: list[Exchange] = []
         self._arrived = threading.Semaphore(0)
 
-    def __call__(self, result: Result) -> None:
+    def __call__(self, result: Exchange) -> None:
         self.all.append(result)
         self._arrived.release()
 
-    def wait(self, number: int = 1, timeout: float = 10) -> list[Result]:
+    def wait(self, number: int = 1, timeout: float = 10) -> list[Exchange]:
         for _ in range(number):
             assert self._arrived.acquire(timeout=timeout)
         return self.all
@@ -81,33 +81,26 @@ def test_two_thousand_requests_from_twenty_threads_each_get_their_own_answer(
     assert wrong == []
 
 
-def test_send_many_answers_in_order_within_its_window(make_transport: Maker) -> None:
+def test_send_many_answers_in_the_order_asked(make_transport: Maker) -> None:
     transport = make_transport(timeout=10.0)
-    lock = threading.Lock()
-    under_way = most = 0
+    all_there = threading.Barrier(29)
 
     def behave(connection: hostile.Connection) -> None:
-        nonlocal under_way, most
-        while True:
-            body = connection.read_request().partition(b"\r\n\r\n")[2]
-            with lock:
-                under_way += 1
-                most = max(most, under_way)
+        body = connection.read_request().partition(b"\r\n\r\n")[2]
+        all_there.wait(10)
+        for _ in range(int(body) % 3):
             connection.pause()
-            with lock:
-                under_way -= 1
-            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
     bodies = [str(number).encode() for number in range(30)]
     with receiver(behave) as server:
         requests_ = [post(server.url, body) for body in bodies]
         requests_[7] = post("http://10.0.0.1/")
-        answers = transport.send_many(requests_, max_in_flight=5)
+        answers = transport.send_many(requests_)
     assert isinstance(answers[7], DestinationBlocked)
     contents = [a.content for a in answers if isinstance(a, requests.Response)]
     assert contents == [body for body in bodies if body != b"7"]
-    assert most == 5
-    assert transport.send_many([], max_in_flight=1) == []
+    assert transport.send_many([]) == []
 
 
 def test_a_request_that_finds_no_place_by_its_time_is_given_back_and_never_sent(
@@ -148,13 +141,13 @@ def test_a_request_that_waits_has_its_whole_timeout_from_its_start(make_transpor
 
 def test_what_fails_has_places_of_its_own_and_cannot_take_all(make_transport: Maker) -> None:
     """1,000 silent subscriptions with ten requests each; a healthy one does not notice."""
-    transport = make_transport(timeout=8.0, max_in_flight_total=400, max_connections=400)
+    transport = make_transport(timeout=30.0, max_in_flight_total=400, max_connections=400)
     assert (transport.capacity(recovering=True), transport.capacity(recovering=False)) == (100, 300)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     hole = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     given_back = Results()
     try:
-        start_by = time.monotonic() + 1.0
+        start_by = time.monotonic() + 5.0
         for _ in range(10_000):
             transport.submit(post(hole), given_back, start_by=start_by, recovering=True)
         assert transport.capacity(recovering=True) == 100 - 10_000
@@ -199,7 +192,7 @@ def test_a_callback_may_submit_and_one_that_fails_harms_nobody(
 ) -> None:
     results = Results()
 
-    def fails(result: Result) -> None:
+    def fails(result: Exchange) -> None:
         transport.submit(post(server.url), results)
         raise RuntimeError("a bug in a callback")
 
@@ -214,7 +207,7 @@ def test_waiting_on_the_transports_own_thread_is_refused(transport: Transport) -
     seen: list[BaseException] = []
     done = threading.Event()
 
-    def waits(result: Result) -> None:
+    def waits(result: Exchange) -> None:
         try:
             transport.send(post(server.url))
         except RuntimeError as error:
@@ -281,7 +274,7 @@ def test_closing_an_idle_transport_takes_no_time(make_transport: Maker) -> None:
 
 
 def test_send_many_during_a_close_returns(make_transport: Maker) -> None:
-    transport = make_transport(timeout=30.0)
+    transport = make_transport(timeout=30.0, max_in_flight_total=1)
     answers: list[object] = []
     asked = threading.Event()
 
@@ -291,13 +284,11 @@ def test_send_many_during_a_close_returns(make_transport: Maker) -> None:
         connection.hold()
 
     with receiver(behave) as server:
-        waiting = threading.Thread(
-            target=lambda: answers.extend(
-                transport.send_many([post(server.url)] * 5000, max_in_flight=1)
-            )
-        )
+        requests_ = [post(server.url)] * 5000
+        waiting = threading.Thread(target=lambda: answers.extend(transport.send_many(requests_)))
         waiting.start()
         assert asked.wait(5)
+        until(lambda: transport.capacity(recovering=False) == 1 - 5000)
         transport.close(0)
         waiting.join(10)
         assert not waiting.is_alive()
@@ -376,7 +367,7 @@ def test_where_there_is_no_epoll_poll_does_as_well(
     monkeypatch.setattr(driver, "new_poller", polling.Poll)
     transport = make_transport()
     with receiver(hostile.answers(OK)) as server:
-        answers = transport.send_many([post(server.url)] * 100, max_in_flight=10)
+        answers = transport.send_many([post(server.url)] * 100)
         assert all(isinstance(a, requests.Response) and a.ok for a in answers)
     with receiver(hostile.is_silent) as server:
         began = time.monotonic()
@@ -445,9 +436,6 @@ def test_a_response_is_a_real_response(transport: Transport) -> None:
     assert list(response.iter_content(4)) == [b"b\xc3\xbcs", b"y!"]
     with pytest.raises(requests.HTTPError):
         response.raise_for_status()
-    copy = pickle.loads(pickle.dumps(response))
-    assert (copy.status_code, copy.content) == (503, response.content)
-    assert copy.headers == response.headers
     response.close()
 
 

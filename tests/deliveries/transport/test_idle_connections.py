@@ -1,0 +1,120 @@
+"""What comes on a kept-alive connection while nobody waits for it is nobody's answer."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import trustme
+
+from deliveries.transport import Transport
+from tests.deliveries.transport import hostile
+from tests.deliveries.transport.conftest import post
+from tests.deliveries.transport.hostile import OK, Connection, Receiver, receiver
+
+Maker = Callable[..., Transport]
+
+
+def answer(status: int) -> bytes:
+    return b"HTTP/1.1 %d Any\r\nContent-Length: 2\r\n\r\nok" % status
+
+
+@pytest.fixture(params=["http", "https"])
+def wire(
+    request: pytest.FixtureRequest, make_transport: Maker, tmp_path: Path
+) -> Iterator[tuple[Transport, ssl.SSLContext | None]]:
+    """A transport, and the context of the receivers that it trusts."""
+    if request.param == "http":
+        yield make_transport(timeout=5.0), None
+        return
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    yield make_transport(timeout=5.0, ca_file=str(tmp_path / "ca.pem")), context
+
+
+class EarlyBird:
+    """Each connection's first request is answered with 200; then `after` happens to it, unasked.
+
+    Every other request is answered with 503.
+    """
+
+    def __init__(self, number: int, after: Callable[[Connection], None]) -> None:
+        self._all_asked = threading.Barrier(number)
+        self._first = number
+        self._lock = threading.Lock()
+        self._after = after
+        self.over = threading.Semaphore(0)
+
+    def __call__(self, connection: Connection) -> None:
+        connection.read_request()
+        with self._lock:
+            self._first -= 1
+            first = self._first >= 0
+        if not first:
+            connection.send(answer(503))
+            connection.hold()
+            return
+        self._all_asked.wait(10)
+        connection.send(OK)
+        connection.pause()
+        self._after(connection)
+        self.over.release()
+        while True:
+            connection.read_request()
+            connection.send(answer(503))
+
+
+def statuses(transport: Transport, server: Receiver, number: int) -> list[int | str]:
+    answers = transport.send_many([post(server.url)] * number)
+    return [
+        one.status_code if isinstance(one, requests.Response) else f"{type(one).__name__}: {one}"
+        for one in answers
+    ]
+
+
+@pytest.mark.parametrize("number", [1, 20])
+@pytest.mark.parametrize("status", [200, 410])
+def test_an_answer_that_comes_before_its_request_is_not_taken_for_the_next(
+    wire: tuple[Transport, ssl.SSLContext | None], status: int, number: int
+) -> None:
+    transport, context = wire
+    bird = EarlyBird(number, lambda connection: connection.send(answer(status)))
+    with receiver(bird, context) as server:
+        assert statuses(transport, server, number) == [200] * number
+        for _ in range(number):
+            assert bird.over.acquire(timeout=10)
+        assert statuses(transport, server, number) == [503] * number
+        assert server.connections == 2 * number, "none of these connections was used again"
+
+
+@pytest.mark.parametrize("requests_after", [1, 20])
+def test_connections_that_all_close_at_once_fail_no_request(
+    wire: tuple[Transport, ssl.SSLContext | None], requests_after: int
+) -> None:
+    transport, context = wire
+    bird = EarlyBird(20, lambda connection: connection.sock.shutdown(2))
+    with receiver(bird, context) as server:
+        assert statuses(transport, server, 20) == [200] * 20
+        for _ in range(20):
+            assert bird.over.acquire(timeout=10)
+        assert statuses(transport, server, requests_after) == [503] * requests_after
+
+
+def test_a_connection_that_is_idle_for_longer_is_kept_and_used(
+    wire: tuple[Transport, ssl.SSLContext | None],
+) -> None:
+    transport, context = wire
+    with receiver(hostile.answers(OK), context) as server:
+        assert statuses(transport, server, 5) == [200] * 5
+        opened = server.connections
+        began = time.monotonic()
+        while time.monotonic() - began < 1.5:
+            assert statuses(transport, server, 1) == [200]
+        assert server.connections == opened
