@@ -35,6 +35,12 @@ class Child:
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
 
+    def end(self) -> None:
+        """Let it end, and wait for that."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
     def answer(self) -> Any:
         """Raises BenchmarkError with the end of its log if the process ended instead."""
         assert self._process.stdout is not None

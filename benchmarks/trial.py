@@ -6,7 +6,8 @@ import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +18,7 @@ from measuring import BenchmarkError, cpu_seconds, tail, wait_for_growth
 from place import CHECKOUT, HERE, Place, Receiver, receiving
 
 from webhooks_project.programs import DELIVER_QUEUES, RECOVER_QUEUES, beat, worker
-from webhooks_project.supervisor import Supervisor
+from webhooks_project.supervisor import Program, Supervisor
 
 # What `manage.py up` gives each of its workers.
 THREADS = 128
@@ -35,6 +36,8 @@ class Trial:
         self._pids: dict[str, int] = {}
         self._workers: set[str] = set()
         self._publishers: list[Child] = []
+        self.marked = False
+        """Whether what is started from here on notes its calls; see `marking.py`."""
         self._supervisors: list[Supervisor] = []
         self._log = place.directory / "workers.log"
         self._output: TextIO = stack.enter_context(self._log.open("w"))
@@ -51,7 +54,7 @@ class Trial:
     def publisher(self, name: str = "publisher") -> Child:
         made = self._stack.enter_context(
             child(
-                [sys.executable, str(HERE / "publisher.py")],
+                self._command([sys.executable, str(HERE / "publisher.py")]),
                 log=self.place.directory / f"{name}.log",
                 cwd=CHECKOUT,
             )
@@ -70,7 +73,7 @@ class Trial:
         ready = self._directory
         supervisor = Supervisor(
             [
-                *(worker(name, DELIVER_QUEUES, THREADS, ready) for name in names),
+                *(self._worker(name, ready) for name in names),
                 worker("recover", RECOVER_QUEUES, THREADS, ready),
                 beat(ready),
             ],
@@ -89,6 +92,17 @@ class Trial:
             assert pid is not None
             self._pids[name] = pid
             self._workers.add(name)
+
+    def _worker(self, name: str, ready: Path) -> Program:
+        made = worker(name, DELIVER_QUEUES, THREADS, ready)
+        return replace(made, command=self._command(made.command))
+
+    def _command(self, command: Sequence[str]) -> list[str]:
+        python, *rest = command
+        return [python, *([str(HERE / "marking.py")] if self.marked else []), *rest]
+
+    def pid(self, name: str) -> int:
+        return self._pids[name]
 
     def stop_workers(self) -> None:
         """End them as a deployment does. Harmless if none runs."""

@@ -13,6 +13,7 @@ from measuring import compare_arrivals, percentile
 from phase import Measured
 from pictures import Chart, row_of, size_label, top_of_scale
 from place import receiving
+from steps import Mark, moments
 from targets import Results, targets
 
 LOG = "10.000000 /0 a\n10.500000 /1 a\n12.000000 /0 b\n"
@@ -128,6 +129,30 @@ def test_a_picture_is_well_formed_and_holds_every_value() -> None:
     texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"a < b", "µs", "100", "10 k", "1 M"} <= set(texts)
     assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 3
+
+
+def test_each_step_of_an_event_ends_where_the_next_begins() -> None:
+    calls = [
+        Mark("publisher", "database", 10.1, 10.2, "INSERT"),
+        Mark("publisher", "database", 10.2, 10.3, "COMMIT"),
+        Mark("publisher", "redis", 10.4, 10.5, "EVALSHA"),
+        Mark("publisher", "task sending", 10.6, 10.6, ""),
+        Mark("worker", "task received", 10.8, 10.8, ""),
+        Mark("worker", "task begin", 10.9, 10.9, ""),
+        Mark("worker", "database", 11.0, 11.1, "WITH taken"),
+        Mark("worker", "curl begin", 11.3, 11.3, ""),
+        Mark("worker", "curl end", 11.6, 11.6, "[0.1, 0.2]"),
+        Mark("worker", "database", 11.7, 11.8, "UPDATE"),
+        Mark("worker", "database", 11.8, 11.9, "COMMIT"),
+        Mark("worker", "database", 12.0, 12.1, "SELECT"),
+    ]
+    assert moments(10.0, 11.5, calls) == pytest.approx(
+        {
+            **{"began": 10.0, "committed": 10.3, "woken": 10.6, "received": 10.8},
+            **{"running": 10.9, "claimed": 11.1, "sending": 11.3, "connected": 11.4},
+            **{"arrived": 11.5, "answered": 11.6, "settled": 11.9},
+        }
+    )
 
 
 def test_the_receiver_notes_each_request_before_it_answers(tmp_path: Path) -> None:
