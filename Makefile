@@ -23,7 +23,7 @@ up: venv ## Start database, broker, web, workers and beat; Ctrl-C ends it
 	@$(BIN)/python manage.py up $(ARGS)
 
 test: venv ## Run all tests. ARGS="-k circuit" picks some
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxschedchunk 1 $(ARGS)
 
 test-faults: venv ## Break every part for real; ARGS="-k broker" picks some
 	@$(BIN)/python -m pytest --ds=tests.faults.settings tests/faults --report docs/reliability.md $(ARGS)

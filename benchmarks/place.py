@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import subprocess
 import sys
@@ -17,13 +16,13 @@ import redis
 from measuring import BenchmarkError, Growing, run
 from psycopg import sql
 
-from webhooks_project.engines import Cluster
-from webhooks_project.engines.layout import (
+from webhooks_project.engines import (
     DATABASE,
     DATABASE_PORT,
     DATABASE_USER,
     POSTGRESQL,
     VALKEY,
+    Cluster,
     Layout,
 )
 
@@ -47,12 +46,12 @@ class Place:
     def _pid(self, engine: str) -> int:
         pid: int | None = self._cluster.pid(engine)
         if pid is None:
-            raise BenchmarkError(f"{engine} does not run; see {self.layout.engine_log(engine)}")
+            raise BenchmarkError(f"{engine} does not run; see {self.layout.log(engine)}")
         return pid
 
     def connect(self, database: str = DATABASE) -> psycopg.Connection[Any]:
         return psycopg.connect(
-            host=str(self.layout.postgresql_host),
+            host=str(self.layout.run),
             port=DATABASE_PORT,
             user=DATABASE_USER,
             dbname=database,
@@ -98,23 +97,12 @@ def open_place(directory: Path) -> Iterator[Place]:
 
     Two benchmarks at once would drop each other's databases.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (directory / "bench.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BenchmarkError(
-                f"another benchmark runs in {directory}; wait until it has ended"
-            ) from None
+    with Cluster(directory) as cluster:
         _use(directory)
-        cluster = Cluster(directory)
-        cluster.ensure()
-        try:
-            place = Place(directory, cluster)
-            place.migrate()
-            yield place
-        finally:
-            cluster.release()
+        cluster.start()
+        place = Place(directory, cluster)
+        place.migrate()
+        yield place
 
 
 def _use(directory: Path) -> None:

@@ -17,7 +17,7 @@ from measuring import BenchmarkError, compare_arrivals, cpu_seconds, run, runnin
 from phase import Measured
 from place import CHECKOUT, HERE, Place, receiving
 
-from webhooks_project.engines.layout import DATABASE_USER
+from webhooks_project.engines import DATABASE_USER
 
 HOME = HERE / "peer"
 PACKAGE = "django-webhook2"
@@ -140,7 +140,7 @@ def _variables(place: Place) -> dict[str, str]:
         "DJANGO_SETTINGS_MODULE": "settings",
         "PEER_DATABASE": _DATABASE,
         "PEER_DATABASE_USER": DATABASE_USER,
-        "PEER_DATABASE_HOST": str(place.layout.postgresql_host),
+        "PEER_DATABASE_HOST": str(place.layout.run),
         "PEER_BROKER_URL": (
             f"redis+socket://{place.layout.valkey_socket}?virtual_host={_REDIS_DATABASE}"
         ),

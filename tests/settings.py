@@ -11,8 +11,14 @@ os.environ.setdefault(
     "WEBHOOKS_LOCAL_DIR", str(Path(__file__).resolve().parent.parent / ".local" / "test")
 )
 
+from webhooks_project.engines import Layout, local_dir  # noqa: E402
 from webhooks_project.settings import *  # noqa: E402, F403
 from webhooks_project.settings import DATABASES  # noqa: E402
+
+# Each process of pytest-xdist has two databases of Valkey to itself, the broker's first.
+BROKER_DATABASE = 2 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+REDIS_URL = Layout.of(local_dir()).redis_url(BROKER_DATABASE + 1)
+CELERY_BROKER_URL = Layout.of(local_dir()).broker_url(BROKER_DATABASE)
 
 # Room for tests that race fifty threads; a web process has a smaller pool.
 DATABASES["default"]["OPTIONS"]["pool"]["max_size"] = 64

@@ -19,12 +19,12 @@ app.config_from_object("deliveries.celeryconfig")
 app.autodiscover_tasks()
 
 
-@signals.worker_init.connect
-@signals.beat_init.connect
-def _start_engines(**_: Any) -> None:
+@signals.after_setup_logger.connect  # in workers and beat, before they look for an engine
+def _refuse_without_engines(**_: Any) -> None:
     from webhooks_project import engines
 
-    engines.ensure()
+    if engines.embedded().engines and not engines.running():
+        sys.exit(engines.NOT_RUNNING)
 
 
 @signals.worker_ready.connect

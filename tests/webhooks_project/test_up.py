@@ -16,10 +16,8 @@ import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
 
-from tests.webhooks_project.waiting import eventually
-from webhooks_project.engines import Cluster
-from webhooks_project.engines.cluster import CHECKOUT
-from webhooks_project.engines.launch import birth
+from tests.webhooks_project.waiting import alive, eventually
+from webhooks_project.engines import CHECKOUT, ENGINES
 from webhooks_project.management.commands.up import listen
 from webhooks_project.programs import installation, web_url
 
@@ -28,14 +26,14 @@ class Up:
     """A running `manage.py up` with engines and a port of its own."""
 
     def __init__(self, directory: Path, *arguments: str) -> None:
-        self.cluster = Cluster(directory)
+        self.directory = directory
         engines = dict.fromkeys(("DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL"), "")
         settings = {
             "DJANGO_SETTINGS_MODULE": "webhooks_project.settings",  # not those of the tests
             "WEBHOOKS_LOCAL_DIR": str(directory),
         }
         self.process = subprocess.Popen(
-            [sys.executable, "manage.py", "up", "--port", "0", "--threads", "8", *arguments],
+            [sys.executable, "manage.py", "up", "--threads", "8", *arguments],
             cwd=CHECKOUT,
             env=os.environ | engines | settings,
             stdout=subprocess.PIPE,
@@ -62,20 +60,16 @@ class Up:
             self.reader.join(0.02)
 
     def programs(self) -> dict[int, str]:
-        """The processes of the tree, engines not counted, by id."""
+        """The processes of the tree, without the engines (which inherit nothing), by id."""
         found = {}
         for entry in Path("/proc").iterdir():
             try:
                 told = (entry / "environ").read_bytes().split(b"\0")
-                if f"WEBHOOKS_LOCAL_DIR={self.cluster.layout.directory}".encode() in told:
+                if f"WEBHOOKS_LOCAL_DIR={self.directory}".encode() in told:
                     found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
             except (OSError, ValueError):
                 continue
-        return {
-            pid: command
-            for pid, command in found.items()
-            if "webhooks_project.engines" not in command and birth(pid)
-        }
+        return {pid: command for pid, command in found.items() if alive(pid)}
 
     def end(self) -> None:
         self.process.kill()
@@ -83,65 +77,79 @@ class Up:
         self.reader.join(20)
         self.process.stdout.close()
         eventually(lambda: not self.programs(), 40)
-        assert self.cluster.wait_until_stopped()
 
 
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
-    running = Up(tmp_path / "local")
+    running = Up(tmp_path / "local", "--port", "0", "--workers", "1")
     yield running
     running.end()
 
 
 @pytest.mark.end_to_end
-def test_up_is_ready_restarts_what_dies_and_ends_with_everything(up):
+def test_up_is_ready_alone_restarts_what_dies_and_ends_with_everything(up, tmp_path):
     ready = up.read_until("ready ")
     url = ready.split()[2]
-    assert ready.split()[3:] == ["admin", f"{url}admin/"]
+    assert ready == f"ready  web {url}  admin {url}admin/  Ctrl-C ends it\n"
+    assert "manage.py createsuperuser" in up.lines[up.lines.index(ready) - 1]
+    assert engine_pids(up)
     with urllib.request.urlopen(f"{url}healthz", timeout=10) as answer:
         assert answer.status == 200
     commands = up.programs()
     assert sum("celery" in command and " worker " in command for command in commands.values()) == 2
-    beat = next(pid for pid, command in commands.items() if " beat " in command)
 
-    os.kill(beat, signal.SIGKILL)
+    other = Up(tmp_path / "local", "--port", "0")
+    assert other.process.wait(30) == 1
+    other.reader.join(20)
+    assert f"in use by process {up.process.pid}" in "".join(other.lines)
+    assert "Traceback" not in "".join(other.lines)
+    other.process.stdout.close()
+
+    beat = next(pid for pid, command in commands.items() if " beat " in command)
+    engine = min(engine_pids(up))
+    for victim in (beat, engine):
+        os.kill(victim, signal.SIGKILL)
     up.read_until("beat    | ended with signal SIGKILL; next start in 1 s")
+    up.read_until("engines | ")
     eventually(lambda: [p for p, c in up.programs().items() if " beat " in c and p != beat])
+    eventually(lambda: len(engine_pids(up)) == 2 and engine not in engine_pids(up))
 
     up.process.send_signal(signal.SIGTERM)
     up.process.wait(timeout=15)
     assert up.process.returncode == 0
     assert not up.programs()
-    assert up.cluster.wait_until_stopped()
+    assert not engine_pids(up)
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"{url}healthz", timeout=10)
 
 
 @pytest.mark.end_to_end
-def test_up_that_is_killed_leaves_nothing(up):
-    up.read_until("ready ")
+def test_up_that_is_killed_leaves_nothing_that_stops_the_next_one(up, tmp_path):
+    url = up.read_until("ready ").split()[2]
+    engines, programs = engine_pids(up), set(up.programs())
     up.process.kill()
-    eventually(lambda: not up.programs(), 20)
-    assert up.cluster.wait_until_stopped()
-
-
-@pytest.mark.end_to_end
-def test_two_at_once_on_one_database_share_the_migrations(up, tmp_path):
-    other = Up(tmp_path / "local")
+    following = Up(tmp_path / "local", "--port", url.rstrip("/").rpartition(":")[2])
     try:
-        assert up.read_until("ready ") != other.read_until("ready ")
+        assert following.read_until("ready ").split()[2] == url
+        assert not programs & set(up.programs())
+        assert not engines & engine_pids(up)
     finally:
-        other.process.terminate()
-        other.process.wait(timeout=20)
-        other.reader.join(20)
-        other.process.stdout.close()
+        following.end()
+
+
+def engine_pids(up: Up) -> set[int]:
+    """The processes that hold the locks of the engines."""
+    locks = [up.directory / f"{name}.lock" for name in ENGINES]
+    return {pid for lock in locks if (pid := int(lock.read_text() or 0)) and alive(pid)}
 
 
 def test_a_port_in_use_is_said_before_anything_is_started(tmp_path, monkeypatch):
+    monkeypatch.setenv("WEBHOOKS_LOCAL_DIR", str(tmp_path / "local"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(CommandError, match=f"127.0.0.1:{port} is in use by another program"):
             call_command("up", port=port)
+    assert not (tmp_path / "local" / "postgresql").exists()
 
 
 def test_a_host_that_is_not_ours_is_said():

@@ -1,1 +1,1 @@
-"""Django's PostgreSQL backend for the embedded server: it runs before anybody connects."""
+"""Django's PostgreSQL backend, for a pool whose server may restart at any time."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
-from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError
 from django.db.backends.postgresql import base
 from psycopg_pool import ConnectionPool
 
@@ -16,19 +16,22 @@ ROUNDS = 3
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """Starts the embedded engines, if they are used, when a connection is about to be made.
+    """Gives out no pooled connection that the server has closed.
 
-    And gives out no pooled connection that the server has closed. The pool can look at each by
-    itself (`CONN_HEALTH_CHECKS`), but waits 0, 1, 2, 4 seconds between those that it finds
-    broken: after a restart of the database the first caller waited ten seconds, in vain.
+    The pool can look at each by itself (`CONN_HEALTH_CHECKS`), but waits 0, 1, 2, 4 seconds
+    between those that it finds broken: after a restart of the database the first caller waited
+    ten seconds, in vain.
+
+    And where the database is embedded and nobody runs it, says so at once.
     """
 
+    _seen_running = False
+
     def get_connection_params(self) -> dict[str, Any]:
-        if engines.embedded_database():
-            try:
-                engines.ensure()
-            except engines.EngineError as error:
-                raise ImproperlyConfigured(str(error)) from error
+        if not DatabaseWrapper._seen_running and engines.embedded_database():
+            if not engines.running():
+                raise OperationalError(engines.NOT_RUNNING)
+            DatabaseWrapper._seen_running = True
         return dict(super().get_connection_params())
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:

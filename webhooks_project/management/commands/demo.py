@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
@@ -45,18 +44,13 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if os.environ.get("WEBHOOKS_DEMO") != "1":
             self._begin_anew()
-        lock = (engines.local_dir() / "demo.lock").open("w")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CommandError(
-                "A demo is running in this checkout already; end it with Ctrl-C first."
-            ) from None
-        with lock:
-            try:
-                self._run(**options)
-            except KeyboardInterrupt:
-                self.stderr.write("\nended")
+            with engines.embedded() as cluster:
+                self._run(cluster, **options)
+        except engines.EngineError as error:
+            raise CommandError(str(error)) from None
+        except KeyboardInterrupt:
+            self.stderr.write("\nended")
 
     def _begin_anew(self) -> None:
         """Run this command again with the demo's own settings, before any are read."""
@@ -73,12 +67,13 @@ class Command(BaseCommand):
         sys.stdout.flush()
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)  # noqa: S606
 
-    def _run(self, *, once: bool, port: int, **options: Any) -> None:
+    def _run(self, cluster: engines.Cluster, *, once: bool, port: int, **options: Any) -> None:
         from webhooks_project.demo import Story, Teller, make_admin, start_afresh
 
         directory = engines.local_dir()
         tell = Teller(sys.stderr if options["json"] else sys.stdout)
         tell("starting PostgreSQL and Valkey under " + _short(directory))
+        cluster.start()
         migrate()
         start_afresh()
         password = make_admin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import sys
@@ -10,11 +11,13 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
+from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import OperationalError, connection
 
-from webhooks_project.programs import installation, web_url
+from webhooks_project import engines
+from webhooks_project.programs import installation, spare_cores, web_url
 from webhooks_project.supervisor import Supervisor
 
 MIGRATION_LOCK = 0x776562686F6F6B73  # "webhooks" in ASCII: a key nobody else uses by chance
@@ -90,34 +93,55 @@ class Command(BaseCommand):
             "--port", type=_port, default=8000, help="its port; 0: any free one (%(default)s)"
         )
         parser.add_argument(
-            "--workers", type=_count(64), default=1, help="deliver workers (%(default)s)"
+            "--workers",
+            type=_count(64),
+            default=spare_cores(),
+            help="deliver workers (%(default)s: a core is left for the rest)",
         )
         parser.add_argument(
             "--threads", type=_count(1024), default=128, help="threads of each (%(default)s)"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        listener = listen(options["host"], options["port"])
         try:
-            migrate()
-            with tempfile.TemporaryDirectory(prefix="webhooks-up-") as directory:
-                programs = installation(
-                    listener,
-                    Path(directory),
-                    workers=options["workers"],
-                    threads=options["threads"],
-                )
-                url = web_url(listener)
-
-                def say_ready() -> None:
-                    self.stdout.write(f"ready  web {url}  admin {url}admin/")
-                    self.stdout.flush()
-
-                supervisor = Supervisor(programs, sys.stdout, on_ready=say_ready)
-                status = supervisor.run()
+            with (
+                engines.embedded() as cluster,
+                tempfile.TemporaryDirectory(prefix="webhooks-up-") as directory,
+            ):
+                # Children of an `up` that was killed have the port until they are gone.
+                held = [cluster.hold("programs")] if cluster.engines else []
+                with listen(options["host"], options["port"]) as listener:
+                    cluster.start()
+                    migrate()
+                    supervisor = Supervisor(
+                        installation(
+                            listener,
+                            Path(directory),
+                            workers=options["workers"],
+                            threads=options["threads"],
+                            pass_fds=held,
+                        ),
+                        sys.stdout,
+                        on_ready=lambda: self._say_ready(web_url(listener)),
+                        revive=cluster.revive,
+                    )
+                    status = supervisor.run()
+        except engines.EngineError as error:
+            raise CommandError(str(error)) from None
         except KeyboardInterrupt:  # before the supervisor took over
             return
-        finally:
-            listener.close()
         if status:
             raise CommandError(supervisor.reason, returncode=status)
+
+    def _say_ready(self, url: str) -> None:
+        """The last lines of the start: what runs is asked for work, not before."""
+        users = get_user_model().objects.filter(is_staff=True, is_active=True)
+        with contextlib.closing(connection):
+            anybody = users.exists()
+        if not anybody:
+            self.stdout.write(
+                "Nobody can log in to the admin yet; "
+                "in another terminal: .venv/bin/python manage.py createsuperuser"
+            )
+        self.stdout.write(f"ready  web {url}  admin {url}admin/  Ctrl-C ends it")
+        self.stdout.flush()
