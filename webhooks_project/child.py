@@ -47,7 +47,7 @@ def become(user: int) -> None:
         checked(libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE, 0, 0))
 
 
-def main(parent: int, sign: int, user: int, *command: str) -> None:
+def main(parent: int, sign: int, user: int, command: list[str]) -> None:
     try:
         if user:
             become(user)
@@ -63,4 +63,5 @@ def main(parent: int, sign: int, user: int, *command: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]), *sys.argv[4:])
+    _parent, _sign, _user = map(int, sys.argv[1:4])
+    main(_parent, _sign, _user, sys.argv[4:])
