@@ -10,14 +10,17 @@ import sys
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-CACHES = (".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis")
+MADE = (
+    *(".venv", "build", "webhooks_project.egg-info"),
+    *(".pytest_cache", ".mypy_cache", ".ruff_cache", ".import_linter_cache", ".hypothesis"),
+)
 
 
 def in_use(local: Path) -> bool:
-    """Does a process use the engines below this directory?"""
+    """Does a process run the engines below this directory?"""
     try:
-        with (local / "engines.users").open("r+") as users:
-            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (local / "owner.lock").open("r+") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:
@@ -27,12 +30,9 @@ def in_use(local: Path) -> bool:
 
 def main() -> None:
     local = Path(os.environ.get("WEBHOOKS_LOCAL_DIR") or CHECKOUT / ".local")
-    if in_use(local):
-        sys.exit(f"{local} is in use: end what runs here (make up, make demo, workers) first.")
-    elsewhere = (local / "postgresql").resolve().parent  # root without user namespaces
-    if elsewhere.parent == Path("/var/tmp") and elsewhere.name.startswith("webhooks-"):  # noqa: S108
-        shutil.rmtree(elsewhere)
-    for place in (local, CHECKOUT / ".venv", *(CHECKOUT / name for name in CACHES)):
+    if any(in_use(one) for one in (local, local / "demo", local / "test", local / "faults")):
+        sys.exit(f"{local} is in use: end what runs here (make up, make demo, make test) first.")
+    for place in (local, *(CHECKOUT / name for name in MADE)):
         if place.exists():
             shutil.rmtree(place)
     for cache in CHECKOUT.rglob("__pycache__"):

@@ -17,12 +17,20 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 REFUSED = 125
 
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 8, 47, 2
 CAP_DAC_OVERRIDE = 1
 CAPABILITY_VERSION_3 = 0x20080522
+
+
+def as_child(command: Sequence[str], sign: signal.Signals, user: int = 0) -> list[str]:
+    """The command line of a child that gets `sign` when this process (on Linux, the thread that
+    starts the child) ends."""
+    launcher = [sys.executable, "-I", "-S", __file__]
+    return [*launcher, str(os.getpid()), str(int(sign)), str(user), *command]
 
 
 def checked(result: int) -> None:

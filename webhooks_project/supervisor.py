@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from webhooks_project.engines import as_child
+from webhooks_project.child import as_child
 
 COLOURS = (36, 33, 32, 35, 34, 96, 93, 92)
 LINE_BYTES = 65536

@@ -17,7 +17,7 @@ from django.conf import settings
 from django.db import connection
 
 from tests.conftest import empty_redis
-from webhooks_project.engines import as_child
+from webhooks_project.child import as_child
 
 ROOT = Path(__file__).resolve().parents[2]
 # Everything a test may wait for has happened long before; only a failure waits this long.

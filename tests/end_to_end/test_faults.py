@@ -19,12 +19,7 @@ from subscriptions.models import Subscription
 from tests.conftest import empty_redis
 from tests.end_to_end.conftest import PATIENCE, Workers, eventually
 from tests.factories import make_subscription
-<<<<<<< HEAD
-from webhooks_project import engines
-from webhooks_project.engines.layout import POSTGRESQL
 from webhooks_project.receiver import Receiver
-=======
->>>>>>> aebd360 (The embedded engines are plain children of up, of the demo and of the tests, which run side by side)
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.end_to_end]
 

@@ -19,7 +19,8 @@ import psycopg
 from tests.faults import recorder
 from tests.faults.waiting import eventually
 from webhooks_project import programs
-from webhooks_project.engines import DATABASE_USER, Cluster, as_child
+from webhooks_project.child import as_child
+from webhooks_project.engines import DATABASE_USER, Cluster
 from webhooks_project.supervisor import Program
 
 GRACE = 20.0

@@ -16,6 +16,7 @@ import redis
 
 from tests.webhooks_project.waiting import alive, eventually
 from webhooks_project import engines
+from webhooks_project.child import as_child
 from webhooks_project.engines import (
     CHECKOUT,
     ENGINES,
@@ -24,7 +25,6 @@ from webhooks_project.engines import (
     Cluster,
     EngineError,
     Layout,
-    as_child,
 )
 
 HOLDER = """
@@ -138,7 +138,7 @@ def test_engines_of_a_killed_process_end_and_the_next_start_waits_for_that(
 def test_a_killed_engine_is_revived_with_its_data(
     place: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "REVIVE_SECONDS", 0)
+    monkeypatch.setattr(engines.cluster, "REVIVE_SECONDS", 0)
     with Cluster(place) as cluster:
         cluster.start()
         store(cluster)
