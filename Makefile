@@ -9,9 +9,10 @@ PYTHON ?=
 VENV ?= .venv
 ARGS ?=
 MINUTES ?= 10
+DELIVERIES ?= 10000000
 BIN := $(VENV)/bin
 
-.PHONY: help demo up test test-faults soak mutations lint types format bench bench-quick bench-growth bench-trace bench-compare clean venv
+.PHONY: help demo up test test-faults soak mutations lint types format bench bench-quick bench-growth soak-database bench-trace bench-compare clean venv
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +55,9 @@ bench-quick: venv ## The same at a glance (2 minutes)
 
 bench-growth: venv ## Only the costs up to ten million deliveries
 	@$(BIN)/python benchmarks/bench.py --growth $(ARGS)
+
+soak-database: venv ## Ten million deliveries at full speed: no table grows (an hour)
+	@$(BIN)/python benchmarks/bench.py --soak $(DELIVERIES) $(ARGS)
 
 bench-trace: venv ## Milliseconds of each step of one event. ARGS=--show: each call
 	@$(BIN)/python benchmarks/steps.py $(ARGS)

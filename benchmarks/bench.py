@@ -1,9 +1,11 @@
 """Measure this project: `make bench`, or `make bench-quick` for a glance.
 
     python benchmarks/bench.py [--growth] [--quick] [--only NAME …] [--directory DIR]
+    python benchmarks/bench.py --soak DELIVERIES [--keep SECONDS]
 
 A whole run writes docs/performance.md; a quick one, or one of some scenarios, only prints. With
-`--growth` the costs are measured at many sizes instead, up to ten million deliveries in history.
+`--growth` the costs are measured at many sizes instead, up to ten million deliveries in history;
+with `--soak` so many deliveries are made at full speed, while `prune` removes the old ones.
 
 Exit status 1 if a delivery was missing, came twice or was not recorded, or if something did not
 run. A demand that is not met is said in the tables; it does not fail the run, because it may be
@@ -19,7 +21,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -29,11 +30,11 @@ import growth
 import isolation
 import limit
 import reference
-import report
 import retention
 import scenarios
+import soak
 from machine import Machine
-from measuring import BenchmarkError
+from measuring import BenchmarkError, now_text
 from phase import Measured
 from place import CHECKOUT, Place, open_place
 from scenarios import FULL, QUICK, Sizes
@@ -119,7 +120,7 @@ def say(text: str) -> None:
 
 
 def measure(place: Place, options: argparse.Namespace) -> Results:
-    results = Results(machine=Machine.this(), when=_now(), quick=options.quick)
+    results = Results(machine=Machine.this(), when=now_text(), quick=options.quick)
     began = time.monotonic()
     for name, run in Run(place, results, QUICK if options.quick else FULL).scenarios().items():
         if not options.only or name in options.only:
@@ -130,7 +131,7 @@ def measure(place: Place, options: argparse.Namespace) -> Results:
 
 
 def measure_growth(place: Place, *, quick: bool) -> document.Growth:
-    began, when = time.monotonic(), _now()
+    began, when = time.monotonic(), now_text()
 
     def sizes(all_of_them: Sequence[int]) -> Sequence[int]:
         return all_of_them[:-2] if quick else all_of_them
@@ -155,18 +156,16 @@ def measure_growth(place: Place, *, quick: bool) -> document.Growth:
     )
 
 
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def show(results: Results) -> str:
-    tables = (report.scenarios, report.others, report.processor, report.waits, report.storage)
-    return "\n\n".join([str(results.machine), *(make(results) for make in tables)])
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--growth", action="store_true", help="cost by size, not the scenarios")
+    parser.add_argument("--soak", type=int, metavar="DELIVERIES", help="so many at full speed")
+    parser.add_argument(
+        "--keep",
+        type=float,
+        default=60.0,
+        help="seconds until a soak's deliveries are pruned",
+    )
     parser.add_argument("--quick", action="store_true", help="less of everything; two minutes")
     parser.add_argument(
         "--only", nargs="+", choices=NAMES, default=[], help="these scenarios alone"
@@ -185,10 +184,12 @@ def main() -> int:
     options = _options()
     # So that the blocks that end workers and engines run for `kill` as they do for Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    found: Results | document.Growth
+    found: Results | document.Growth | soak.Soak
     try:
         with open_place(options.directory.resolve()) as place:
-            if options.growth:
+            if options.soak:
+                found = soak.soak(place, options.soak, options.keep)
+            elif options.growth:
                 found = measure_growth(place, quick=options.quick)
             else:
                 found = measure(place, options)
@@ -198,7 +199,7 @@ def main() -> int:
     if options.json:
         print(json.dumps(dataclasses.asdict(found), indent=1, ensure_ascii=False))
     else:
-        text = show(found) if isinstance(found, Results) else document.growth(found)
+        text = document.text(found)
         print(f"\n{text}\n\nIn {found.seconds:.0f} s.")
     if not options.quick and not options.only:
         document.write(found)

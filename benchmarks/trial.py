@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import tempfile
 import time
@@ -41,7 +42,7 @@ class Trial:
         self._supervisors: list[Supervisor] = []
         self._log = place.directory / "workers.log"
         self._output: TextIO = stack.enter_context(self._log.open("w"))
-        self._numbers = iter(range(1000))
+        self._numbers = itertools.count()
 
     def receiver(
         self, name: str = "receiver", *, ports: int = 1, delay: float = 0.0, silent: bool = False

@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import soak
 from machine import Machine
 from measuring import compare_arrivals, percentile
 from phase import Measured
@@ -172,3 +173,12 @@ def test_the_receiver_notes_each_request_before_it_answers(tmp_path: Path) -> No
             answers += received
         lines = [line.split()[1:] for line in log.read_text().splitlines()]
     assert lines == [["/7", "one"], ["/7", "two"]]
+
+
+def test_a_soak_counts_what_is_missing_and_what_came_twice() -> None:
+    log = ["1.0 /0 a", "1.1 /1 a", "1.2 /1 a", "1.3 /0 b"]
+    assert soak.compare(["a", "b", "c"], log, 2) == (3, 1)
+
+
+def test_tables_are_flat_if_the_last_third_is_hardly_larger_than_the_one_before() -> None:
+    assert soak.growth([1, 5, 10, 10, 11, 12]) == pytest.approx(1.2)
