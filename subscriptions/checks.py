@@ -1,12 +1,18 @@
-"""System checks: what would fail later, said at the start."""
+"""System checks: what would fail later, said at the start. Ids `webhooks.…`; see the hints."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from django.core.checks import CheckMessage, Error, register
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError, connection
+from psycopg_pool import PoolTimeout
 
 from subscriptions.conf import conf
+from subscriptions.secrets import stored
 from subscriptions.topics import InvalidPattern, validate_pattern
 
 
@@ -35,3 +41,73 @@ def check_settings(**_: Any) -> Sequence[CheckMessage]:
                     Error(f"WEBHOOKS_TOPIC_GROUPS, group {name!r}: {error}", id="webhooks.E003")
                 )
     return found
+
+
+@register()
+def check_project(**_: Any) -> Sequence[CheckMessage]:
+    """What the project around the apps must have."""
+    found: list[CheckMessage] = []
+    if not settings.USE_TZ:
+        found.append(
+            Error(
+                "USE_TZ is False: deliveries are planned in times with a time zone.",
+                hint="Set USE_TZ = True. Where the project cannot, run the webhook sender as a "
+                "project of its own.",
+                id="webhooks.E004",
+            )
+        )
+    if connection.vendor != "postgresql":
+        found.append(
+            Error(
+                f"The default database is {connection.display_name}: deliveries need PostgreSQL, "
+                "which is their queue.",
+                hint="Point DATABASES['default'] at PostgreSQL, or run the webhook sender as a "
+                "project of its own.",
+                id="webhooks.E005",
+            )
+        )
+    other = find_spec("deliveries")
+    if other is None or Path(str(other.origin)).parent.parent != Path(__file__).parent.parent:
+        found.append(
+            Error(
+                f"The package `deliveries` is another one: {getattr(other, 'origin', 'none')}.",
+                hint="An application of the project has the name of ours. Rename it, or run the "
+                "webhook sender as a project of its own.",
+                id="webhooks.E006",
+            )
+        )
+    return found
+
+
+@register(Tags.database)
+def check_stored_secrets(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """Whether the keys read what is stored. Says nothing of a database that is away or empty."""
+    if "default" not in (databases or ()) or connection.vendor != "postgresql":
+        return []
+    try:
+        readable, unreadable = stored.sample()
+    except (DatabaseError, PoolTimeout, ImproperlyConfigured):
+        return []
+    if not unreadable:
+        return []
+    hint = (
+        "Put the key that was in force back into WEBHOOKS_SECRET_KEYS (older keys go last). If it "
+        "is lost, give each subscription a new secret: `manage.py rotate_secret NAME`."
+    )
+    if not readable:
+        return [
+            Error(
+                "No signing secret can be decrypted: no key of WEBHOOKS_SECRET_KEYS made them. "
+                "Nothing can be sent.",
+                hint=hint,
+                id="webhooks.E007",
+            )
+        ]
+    return [
+        Warning(
+            f"{unreadable} of {readable + unreadable} signing secrets that were tried cannot be "
+            "decrypted; nothing is sent to their subscriptions.",
+            hint=hint,
+            id="webhooks.W001",
+        )
+    ]

@@ -42,6 +42,24 @@ def decrypt(token: str) -> bytes:
         raise SecretUnreadable from None
 
 
+def readable(token: str) -> bool:
+    """Whether a key in force decrypts it."""
+    try:
+        decrypt(token)
+    except SecretUnreadable:
+        return False
+    return True
+
+
+def is_newest(token: str) -> bool:
+    """Whether the newest key decrypts it, so that it needs no other."""
+    try:
+        _fernet(conf().secret_keys[:1]).decrypt(token)
+    except (InvalidToken, ValueError):
+        return False
+    return True
+
+
 def rotate(token: str) -> str:
     """The same secret, encrypted anew under the newest key. `SecretUnreadable` as `decrypt`."""
     try:

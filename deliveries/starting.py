@@ -1,0 +1,30 @@
+"""A worker, or beat, that cannot work ends at once and says why.
+
+Celery runs Django's checks when it starts, and ignores what they find.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.signals import beat_init, worker_init
+from django.core.checks import ERROR, run_checks
+from django.db import connections
+
+
+@worker_init.connect
+@beat_init.connect
+def refuse_to_start(**_: Any) -> None:
+    """End the process with 1 for an error of our own checks. A database that is away is none."""
+    try:
+        found = run_checks(databases=["default"])
+    finally:
+        # A worker that forks must not share it with its children.
+        connections.close_all()
+    errors = [
+        one
+        for one in found
+        if str(one.id).startswith("webhooks.") and one.is_serious(ERROR) and not one.is_silenced()
+    ]
+    if errors:
+        raise SystemExit("This process does not start:\n" + "\n".join(map(str, errors)))

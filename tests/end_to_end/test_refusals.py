@@ -1,0 +1,41 @@
+"""Celery processes that cannot work end at once, and say why."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from cryptography.fernet import Fernet
+
+from tests.end_to_end.conftest import ROOT
+from tests.factories import make_subscription
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.django_db(transaction=True)]
+
+COMMANDS = {
+    "worker": ["worker", "--pool", "threads", "--without-gossip", "--without-mingle"],
+    "beat": ["beat", "--pidfile="],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("keys", ["another", "none"])
+def test_a_worker_that_can_read_no_secret_does_not_start(
+    environment: dict[str, str], command: str, keys: str
+) -> None:
+    make_subscription()
+    wrong = Fernet.generate_key().decode() if keys == "another" else ""
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "webhooks_project", *COMMANDS[command]],
+        cwd=ROOT,
+        env={**environment, "WEBHOOKS_SECRET_KEYS": wrong},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "This process does not start:" in done.stderr
+    expected = "No signing secret can be decrypted" if wrong else "WEBHOOKS_SECRET_KEYS is empty"
+    assert expected in done.stderr
+    assert "HINT: " in done.stderr
