@@ -48,7 +48,7 @@ def validate_event_id(text: object) -> str:
     An id travels in a header and in the signed text of Standard Webhooks. `InvalidEventId`.
     """
     if not isinstance(text, str):
-        raise InvalidEventId(f"The event id is a {type(text).__name__}; give it as a string.")
+        raise InvalidEventId(f"The event id is of type {type(text).__name__}; give it as a string.")
     if not _EVENT_ID.fullmatch(text):
         raise InvalidEventId(
             f"The event id {_short(text)} has {len(text)} characters; use 1 to 255 of the letters "
@@ -182,8 +182,8 @@ def _fault(path: str, value: Any, depth: int) -> str:
             for key in value:
                 if not isinstance(key, str):
                     return (
-                        f"{path} has the key {_short(key)}, a {type(key).__name__}; keys of a "
-                        "JSON object are strings: convert it first."
+                        f"{path} has the key {_short(key)}, of type {type(key).__name__}; keys "
+                        "of a JSON object are strings: convert it first."
                     )
                 if not _encodable(key):
                     return f"{path} has the key {_short(key)} with {_SURROGATE}"

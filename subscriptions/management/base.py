@@ -1,12 +1,13 @@
 """What the commands for operators have in common.
 
-Exit codes: 0 done (or already so), 1 refused or failed, 2 the command line is wrong. Errors are
-sentences on stderr. With `--json`, stdout holds JSON and nothing else.
+Exit codes: 0 done or already so, 1 could not be done, 2 the command line or a value in it is not
+valid. Errors are sentences on stderr. With `--json`, stdout holds JSON and nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Sequence
@@ -28,14 +29,17 @@ from subscriptions.models import Subscription, find_subscription
 from subscriptions.secrets.signing_secrets import InvalidSecret, parse
 
 WIDTH = 80
-_EXAMPLES = "examples:"
+_EXIT_CODES = """exit codes:
+  0  done, or already so
+  1  could not be done; the reason is on standard error
+  2  the command line, or a value in it, is not valid"""
 
 
 class _Formatter(DjangoHelpFormatter):
-    """Examples keep their lines; all else is filled."""
+    """Examples and exit codes keep their lines; all else is filled."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
+        return text if _EXIT_CODES in text else super()._fill_text(text, width, indent)
 
 
 class OperatorCommand(BaseCommand):
@@ -55,18 +59,23 @@ class OperatorCommand(BaseCommand):
     }
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        if self.examples:
-            lines = "\n".join(
-                f"  {prog_name} {subcommand} {example}".rstrip() for example in self.examples
-            )
-            kwargs.setdefault("epilog", f"{_EXAMPLES}\n{lines}")
+        lines = [f"  {prog_name} {subcommand} {example}".rstrip() for example in self.examples]
+        examples = "\n".join(["examples:", *lines, "", ""]) if lines else ""
+        kwargs.setdefault("epilog", examples + _EXIT_CODES)
         return super().create_parser(
             prog_name, subcommand, **{"formatter_class": _Formatter, **kwargs}
         )
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         try:
-            return super().execute(*args, **options)
+            result = super().execute(*args, **options)
+            self.stdout.flush()
+            return result
+        except BrokenPipeError:
+            # Who read the output, `head` for example, has seen enough. What Python still holds
+            # for it goes nowhere, or it would complain at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
         except ProgrammingError as error:
             if isinstance(error.__cause__, errors.UndefinedTable):
                 raise CommandError(

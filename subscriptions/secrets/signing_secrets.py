@@ -33,7 +33,7 @@ def parse(text: object) -> str:
     libraries of many languages, and what one of them tolerates another refuses.
     """
     if not isinstance(text, str):
-        raise InvalidSecret(f"The secret is a {type(text).__name__}; give it as text.")
+        raise InvalidSecret(f"The secret is of type {type(text).__name__}; give it as text.")
     secret = text.strip()
     if not secret.startswith(PREFIX):
         raise InvalidSecret(

@@ -1,4 +1,4 @@
-"""Celery processes that cannot work end at once, and say why."""
+"""Processes that end early: a worker that cannot work, and a command nobody listens to."""
 
 from __future__ import annotations
 
@@ -17,6 +17,21 @@ COMMANDS = {
     "worker": ["worker", "--pool", "threads", "--without-gossip", "--without-mingle"],
     "beat": ["beat", "--pidfile="],
 }
+
+
+def test_a_command_whose_reader_has_gone_ends_in_silence(environment: dict[str, str]) -> None:
+    make_subscription()
+    # As after `subscriptions | head -n 0`.
+    with subprocess.Popen(
+        [sys.executable, "manage.py", "subscriptions"],
+        cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None
+        running.stdout.close()
+        running.stdout = None
+        assert running.communicate(timeout=60)[1] == ""
+    assert running.returncode == 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)

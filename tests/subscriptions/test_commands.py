@@ -17,7 +17,8 @@ from django.db import OperationalError
 from django.utils import timezone
 
 from subscriptions import circuit
-from subscriptions.models import Subscription
+from subscriptions.circuit import fuse
+from subscriptions.models import Subscription, TripFuse
 from subscriptions.secrets import crypto, signing_secrets
 from tests.commands import refusal, run, run_json
 from tests.factories import make_subscription
@@ -80,7 +81,7 @@ def test_a_group_stands_for_its_patterns(configure: Callable[..., None]) -> None
     configure(topic_groups={"all attacks": ("attacker.>", "order.*")})
     run("add_subscription", "x", URL, "--pattern", "order.*", "--group", "all attacks")
     assert Subscription.objects.get().topic_patterns == ["order.*", "attacker.>"]
-    assert "'all attacks'" in refusal("add_subscription", "y", URL, "--group", "attacks")
+    assert "'all attacks'" in refusal("add_subscription", "y", URL, "--group", "attacks", code=2)
 
 
 @pytest.mark.parametrize("from_stdin", [False, True])
@@ -99,11 +100,12 @@ def test_a_given_secret_is_used_and_not_repeated(
     ("words", "code", "reason"),
     [
         (["x", URL], 2, "--pattern"),
-        (["x", URL, "--pattern", "a..b"], 1, "'a..b'"),
-        (["x", "ftp://example.com", "--pattern", "a"], 1, "url: "),
-        (["x", "http://127.0.0.1/", "--pattern", "a"], 1, "loopback"),
-        (["x", URL, "--pattern", "a", "--header", "Host: b"], 1, "set by the sender"),
+        (["x", URL, "--pattern", "a..b"], 2, "'a..b'"),
+        (["x", "ftp://example.com", "--pattern", "a"], 2, "url: "),
+        (["x", "http://127.0.0.1/", "--pattern", "a"], 2, "loopback"),
+        (["x", URL, "--pattern", "a", "--header", "Host: b"], 2, "set by the sender"),
         (["x", URL, "--pattern", "a", "--header", "A: 1", "--header", "A: 2"], 2, "twice"),
+        # With 2 from a shell; Django gives argparse's own errors 1 where it is called from Python.
         (["x", URL, "--pattern", "a", "--header", "no colon"], 1, "'Name: value'"),
         (["x", URL, "--pattern", "a", "--max-in-flight", "0"], 1, "from 1 to 1000"),
         (["x", URL, "--pattern", "a", "--secret", "hunter2"], 1, "whsec_"),
@@ -227,7 +229,12 @@ def test_a_database_that_is_away_is_one_sentence(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("words", "code", "error"),
-    [(["pause"], 2, "usage: "), (["reset_circuit"], 2, "--all"), (["receiver", "-h"], 0, "")],
+    [
+        (["pause"], 2, "usage: "),
+        (["reset_circuit"], 2, "--all"),
+        (["receiver", "-h"], 0, ""),
+        (["add_subscription", "x", URL, "--header", "no colon"], 2, "'Name: value'"),
+    ],
 )
 def test_exit_codes_and_help_reach_the_shell(words: list[str], code: int, error: str) -> None:
     root = Path(__file__).resolve().parents[2]
@@ -242,9 +249,18 @@ def test_exit_codes_and_help_reach_the_shell(words: list[str], code: int, error:
 
 
 @pytest.mark.parametrize(
-    "command", ["add_subscription", "rotate_secret", "pause", "resume", "reset_circuit"]
+    "command",
+    [
+        "add_subscription",
+        "pause",
+        "reset_circuit",
+        "reset_fuse",
+        "resume",
+        "rotate_keys",
+        "rotate_secret",
+    ],
 )
-def test_help_fits_a_terminal_and_has_examples(
+def test_help_fits_a_terminal_and_has_examples_and_exit_codes(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -252,4 +268,13 @@ def test_help_fits_a_terminal_and_has_examples(
         call_command(command, "--help")
     output = capsys.readouterr().out
     assert "examples:\n" in output
+    assert "  2  the command line, or a value in it, is not valid\n" in output
     assert max(map(len, output.splitlines())) <= 80
+
+
+def test_the_fuse_is_reset_by_whoever_says_so() -> None:
+    assert run("reset_fuse") == "The fuse has not blown; nothing to reset.\n"
+    TripFuse.objects.create(blown_at=timezone.now())
+    assert run("reset_fuse") == "The fuse is reset: circuits may trip as before.\n"
+    assert not fuse.blown()
+    assert run_json("reset_fuse") == {"reset": False}

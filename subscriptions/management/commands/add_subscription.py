@@ -104,7 +104,11 @@ class Command(OperatorCommand):
                 **fields,
             )
         except ValidationError as error:
-            raise CommandError(sentence(error)) from None
+            # A name that is taken is a name that could have been given.
+            codes = {one.code for errors in error.error_dict.values() for one in errors}
+            raise CommandError(
+                sentence(error), returncode=1 if codes == {"unique"} else 2
+            ) from None
         shown = secret if options["secret"] is None else None
         if options["json"]:
             self.write_json(
@@ -134,7 +138,9 @@ def _patterns(patterns: list[str], groups: list[str]) -> list[str]:
     for name in groups:
         if name not in known:
             names = ", ".join(map(repr, known)) or "none; WEBHOOKS_TOPIC_GROUPS defines them"
-            raise CommandError(f"There is no group {name!r}. The groups are: {names}.")
+            raise CommandError(
+                f"There is no group {name!r}. The groups are: {names}.", returncode=2
+            )
         chosen += known[name]
     if not chosen:
         raise CommandError(
