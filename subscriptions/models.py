@@ -84,10 +84,8 @@ class SubscriptionQuerySet(models.QuerySet["Subscription"]):
             )
         everything = self.model._base_manager.using(self.db)
         with transaction.atomic(using=self.db):
-            chosen = everything.filter(pk__in=self.order_by().values("pk"))
-            ids = list(
-                chosen.order_by("pk").select_for_update(no_key=True).values_list("pk", flat=True)
-            )
+            chosen = everything.filter(pk__in=self.order_by().values("pk")).order_by("pk")
+            ids = list(chosen.select_for_update(no_key=True).values_list("pk", flat=True))
             if enabled is False:
                 circuit.pause_active(ids)
             if values:
@@ -356,12 +354,11 @@ def _give_secrets(subscription_ids: Iterable[uuid.UUID]) -> None:
     """A new signing secret for each of these that has none."""
     bare = Subscription.objects.filter(pk__in=subscription_ids, secrets=None)
     SigningSecret.objects.bulk_create(
-        [SigningSecret(subscription_id=one, ciphertext=_new_ciphertext())
-         for one in bare.values_list("pk", flat=True)]
-    )  # fmt: skip
+        SigningSecret(subscription_id=one, ciphertext=_new_ciphertext())
+        for one in bare.values_list("pk", flat=True)
+    )
 
 
-@sensitive_variables()
 def _new_ciphertext() -> str:
     return crypto.encrypt(signing_secrets.generate().encode())
 
