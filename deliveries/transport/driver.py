@@ -25,7 +25,7 @@ from deliveries.transport.errors import (
     TransportClosed,
 )
 from deliveries.transport.exchange import Exchange
-from deliveries.transport.handle import Handle, Limits
+from deliveries.transport.handle import TURNS_COUNTED_AFTER, Handle, Limits
 from deliveries.transport.jobs import Budget, Job
 from deliveries.transport.libcurl import pycurl
 from deliveries.transport.names import Found, Name, NameBook, Pin, Resolver
@@ -100,6 +100,7 @@ class Driver:
         self._poller.register(self._wakee_fd, READ)
         self._sockets = Sockets(self._poller)
         self._timer: float | None = None
+        self._next_look = 0.0
         self._names = NameBook(
             plan.resolver, plan.limits.allowed, plan.dns_cache, plan.dns_stale, self._on_found
         )
@@ -199,10 +200,13 @@ class Driver:
         for budget in self._budgets:
             while budget.waiting and budget.in_flight < budget.places:
                 self._start(budget.waiting.popitem(last=False)[0])
-        if self._timer is not None and time.monotonic() >= self._timer:
+        now = time.monotonic()
+        if self._timer is not None and now >= self._timer:
             self._timer = None
             self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
         self._collect()
+        if now >= self._next_look:
+            self._look_at_slow_ones(now)
         if self._resolving:
             self._give_up_on_names()
         if self._start_bys:
@@ -380,6 +384,13 @@ class Driver:
             for curl, code, message in given_up:
                 handle = self._handles[curl]
                 self._done(handle, handle.failed(code, message))
+
+    def _look_at_slow_ones(self, now: float) -> None:
+        """A flood keeps this thread awake, so there is no need to be woken for this."""
+        self._next_look = now + TURNS_COUNTED_AFTER / 2
+        for handle in self._handles.values():
+            if handle.job.started < now - TURNS_COUNTED_AFTER:
+                handle.count_turns()
 
     def _done(self, handle: Handle, exchange: Exchange) -> None:
         curl, job = handle.curl, handle.release()

@@ -6,8 +6,9 @@ import ipaddress
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import requests
@@ -40,8 +41,10 @@ PIN_RENEWAL = 300
 
 # How often libcurl may turn to one request without a byte of a body moving. It ends floods that no
 # limit on bytes sees, such as a chunk extension without end, after about 0.2 s of computing time.
-# A turn is up to 160 KB; an answer has about 10 of them, and two more for every chunk.
+# A turn is up to 160 KB; an answer has about 10 of them, and two more for every chunk. They are
+# counted only of requests that have lasted a while, in seconds.
 MAX_IDLE_TURNS = 500
+TURNS_COUNTED_AFTER = 0.2
 
 # Bytes that the kernel keeps of an answer until we read them.
 RECEIVE_BUFFER = 65536
@@ -71,6 +74,7 @@ class Handle:
 
     __slots__ = (
         "_body_size",
+        "_counting",
         "_fresh",
         "_idle_turns",
         "_limits",
@@ -97,6 +101,7 @@ class Handle:
         self._limits = limits
         self._sockets = sockets
         self._fresh = False
+        self._counting = False
         self._url = ""
         self._method = ""
         self._timeout_ms = 0
@@ -142,7 +147,7 @@ class Handle:
             (pycurl.SOCKOPTFUNCTION, self._on_socket_opened),
             (pycurl.HEADERFUNCTION, self._on_header),
             (pycurl.WRITEFUNCTION, self._on_body),
-            (pycurl.NOPROGRESS, 0),
+            (pycurl.NOPROGRESS, 1),
             (pycurl.XFERINFOFUNCTION, self._on_progress),
         ):
             curl.setopt(option, value)
@@ -194,11 +199,20 @@ class Handle:
         # A request without a body changes more than its method; set everything the next time.
         self._method = method if has_body else ""
 
+    def count_turns(self) -> None:
+        """End the request if it goes on and on and nothing moves. Again does nothing."""
+        if not self._counting:
+            self._counting = True
+            self.curl.setopt(pycurl.NOPROGRESS, 0)
+
     def release(self) -> Job:
         """Let go of the request and its answer, so that an idle handle keeps no memory."""
         job = self.job
         del self.job
         self._forget_answer()
+        if self._counting:
+            self._counting = False
+            self.curl.setopt(pycurl.NOPROGRESS, 1)
         if self._body_size > 4096:
             self.curl.setopt(pycurl.POSTFIELDS, b"")
             self._body_size = 0
@@ -276,10 +290,10 @@ class Handle:
     def _answered(self, *, truncated: bool) -> Exchange:
         job, getinfo, lines = self.job, self.curl.getinfo, self._lines
         status = getinfo(pycurl.RESPONSE_CODE)
-        if not _begin_with(status, lines):
+        expected = _status_lines(status)
+        if not lines[0].startswith(expected):
             lines = without_early_answers(lines)
-            # libcurl takes any version for HTTP/1.
-            if not _begin_with(status, lines):
+            if not lines or not lines[0].startswith(expected):
                 return self._no_answer(BadAnswer("the answer is not HTTP/1.0 or HTTP/1.1"))
         elapsed = time.monotonic() - job.started
         response = WireResponse(job.request, status, lines, self.body, elapsed, truncated)
@@ -305,26 +319,33 @@ class Handle:
         )
 
 
-def _begin_with(status: int, lines: list[bytes]) -> bool:
-    expected = (b"HTTP/1.1 %d" % status, b"HTTP/1.0 %d" % status)
-    return bool(lines) and lines[0].startswith(expected)
+@lru_cache(maxsize=1000)
+def _status_lines(status: int) -> tuple[bytes, bytes]:
+    """How an answer with this status begins. libcurl takes any version for HTTP/1."""
+    return b"HTTP/1.1 %d" % status, b"HTTP/1.0 %d" % status
 
 
-def header_lines(headers: Any) -> list[str]:
+@lru_cache(maxsize=1000)
+def _is_own(name: str) -> bool:
+    return name.lower() in _OWN_HEADERS
+
+
+@lru_cache(maxsize=1000)
+def _is_content_type(name: str) -> bool:
+    return name.lower() == "content-type"
+
+
+def header_lines(headers: Mapping[str, str | bytes]) -> list[str]:
     """Header lines in libcurl's spelling. Raises `InvalidHeader`."""
     lines = ["Expect:"]
-    has_type = False
     for name, value in headers.items():
-        lowered = name.lower()
-        if lowered in _OWN_HEADERS:
+        if _is_own(name):
             continue
-        if lowered == "content-type":
-            has_type = True
         if isinstance(value, bytes):
             value = value.decode("latin-1")
         # libcurl's way to send a header without a value; "Name:" would leave it out.
         lines.append(f"{name}: {value}" if value else f"{name};")
-    if not has_type:
+    if not any(map(_is_content_type, headers)):
         lines.append("Content-Type:")
     text = "\n".join(lines)
     if text.count("\n") != len(lines) - 1 or "\r" in text or "\0" in text or not text.isascii():
