@@ -225,7 +225,11 @@ class WebhookSettings:
         "PostgreSQL plans the frequent statements once a connection; off behind a pooler that "
         "gives each transaction another connection, such as PgBouncer in transaction mode",
     )
-    dns_cache: float = _setting(30.0, _seconds(0, 3600), "how long a resolved host name is reused")
+    dns_cache: float = _setting(
+        30.0,
+        _seconds(0, 3600),
+        "seconds after which a host name is looked up anew; meanwhile its address is used",
+    )
     ca_file: str = _setting(
         "", _file, "certificate authorities (PEM) to trust instead of the bundle of certifi"
     )

@@ -182,7 +182,7 @@ class Transport:
             if self._closed:
                 raise TransportClosed("not sent: the process is shutting down")
             if self._driver is None or self._driver is ended:
-                self._driver = Driver(self._plan)
+                self._driver = Driver(self._plan, ended)
                 atexit.unregister(_close_all)
                 atexit.register(_close_all)
             return self._driver
@@ -251,15 +251,15 @@ def _raise_file_limit() -> None:
 
 
 def _close_all() -> None:
-    for one in list(_all):
-        one.close(0)
+    for transport_ in list(_all):
+        transport_.close(0)
 
 
 def _after_fork_in_child() -> None:
     global _of_process_lock
     _of_process_lock = threading.Lock()
-    for one in list(_all):
-        one._forget_parent()
+    for transport_ in list(_all):
+        transport_._forget_parent()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

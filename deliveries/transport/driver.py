@@ -78,10 +78,14 @@ class Target:
 
 
 class Driver:
-    """One libcurl multi handle and its thread."""
+    """One libcurl multi handle and its thread.
 
-    def __init__(self, plan: Plan) -> None:
+    `predecessor`: one that failed, whose callbacks are all called before this one's.
+    """
+
+    def __init__(self, plan: Plan, predecessor: Driver | None = None) -> None:
         self._plan = plan
+        self._predecessor = predecessor
         self._inbox: deque[Job] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         # Of requests that do not recover, and of those that do.
@@ -165,6 +169,9 @@ class Driver:
     # The thread.
 
     def _run(self) -> None:
+        if self._predecessor is not None:
+            self._predecessor.thread.join()
+            self._predecessor = None
         reason = "the process is shutting down"
         try:
             while not self._may_end():
@@ -262,7 +269,7 @@ class Driver:
             or self._found
             or self._inbox
             or self._calls
-            or any(one.waiting and one.in_flight < one.places for one in self._budgets)
+            or any(it.waiting and it.in_flight < it.places for it in self._budgets)
         ):
             return 0
         moments = [
