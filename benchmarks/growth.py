@@ -6,16 +6,17 @@ about what else the machine does.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from children import Child, child
+from children import Child
+from matching import measure
 from phase import Phase
-from place import CHECKOUT, HERE, Place, Receiver
+from place import Place, Receiver
 from scenarios import (
     OWN,
+    OWN_TOPIC,
     SHARED,
     subscribe,
     subscribed,
@@ -158,28 +159,24 @@ def _table_mib(place: Place) -> float:
 def subscriptions(place: Place, sizes: Sequence[int] = SUBSCRIPTIONS) -> list[Point]:
     """With so many subscriptions; each event is for one of them."""
     found = []
-    with child(
-        [sys.executable, str(HERE / "matching.py")],
-        log=place.directory / "matching.log",
-        cwd=CHECKOUT,
-    ) as matcher:
-        for size in sizes:
-            index = matcher.ask(size=size)
-            with trial(place) as bench:
-                receiver, publisher = bench.receiver(), bench.publisher()
-                subscribe(publisher, receiver, size, OWN)
-                events = EVENTS * FAN_OUT // 4
-                # Always for as many of them, so that nothing differs but how many there are.
-                some = to_each(SUBSCRIPTIONS[0])
-                point = _cost(bench, size, receiver, publisher, events=events, **some)
-            found.append(
-                replace(
-                    point,
-                    match=1e6 * index["match"],
-                    index_mib=index["bytes"] / 2**20,
-                    index_build_ms=1000 * index["build"],
-                )
+    for size in sizes:
+        with trial(place) as bench:
+            receiver, publisher = bench.receiver(), bench.publisher()
+            subscribe(publisher, receiver, size, OWN)
+            with place.connect() as connection:
+                matching = measure(connection, OWN_TOPIC, size)
+            events = EVENTS * FAN_OUT // 4
+            # Always for as many of them, so that nothing differs but how many there are.
+            some = to_each(SUBSCRIPTIONS[0])
+            point = _cost(bench, size, receiver, publisher, events=events, **some)
+        found.append(
+            replace(
+                point,
+                match=1e6 * matching.match,
+                index_mib=matching.index_bytes / 2**20,
+                index_build_ms=1000 * matching.build,
             )
+        )
     return found
 
 

@@ -1,77 +1,46 @@
-"""The topic index alone: `python matching.py`, then `{"size": N}` on its standard input.
-
-Answers, for an index of N subscriptions, with the seconds to build it, the median seconds to
-match one topic, and the bytes that it takes.
-"""
+"""What the index of topic patterns costs, by itself."""
 
 from __future__ import annotations
 
-import gc
-import json
 import random
-import sys
 import time
-import tracemalloc
-from pathlib import Path
-from uuid import UUID
+from dataclasses import dataclass
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+import psycopg
 from measuring import percentile
 
-from subscriptions.topics import PatternTrie
+from subscriptions.topics.rules import candidates
 
-TOPICS = 5000
-# Topics matched between two looks at the clock.
-TOGETHER = 10
+TOPICS = 2000
 
-
-def patterns(number: int) -> list[str]:
-    """What subscription `number` wants: mostly one customer's events, as it is in life."""
-    kind = number % 10
-    if kind < 4:
-        return [f"customer.{number}.>"]
-    if kind < 7:
-        return [f"customer.{number}.order.*", f"customer.{number}.invoice.paid"]
-    if kind < 9:
-        return [f"customer.{number}.order.created"]
-    return [f"customer.*.order.cancelled.region-{number}", f"region-{number}.>"]
+# As `deliveries_publish` asks, and with its settings.
+_MATCH = "SELECT id FROM subscriptions_subscription WHERE topic_patterns ?| %s::text[]"
 
 
-def build(size: int) -> PatternTrie[UUID]:
-    trie: PatternTrie[UUID] = PatternTrie()
-    for number in range(size):
-        for pattern in patterns(number):
-            trie.add(pattern, UUID(int=number))
-    return trie
+@dataclass(frozen=True)
+class Matching:
+    """The median time of one look-up with its round trip, and of making the index, in seconds."""
+
+    match: float
+    build: float
+    index_bytes: int
 
 
-def measure(size: int) -> dict[str, float]:
-    gc.collect()
-    tracemalloc.start()
-    trie = build(size)
-    used, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    del trie
+def measure(connection: psycopg.Connection[Any], topic: str, subscriptions: int) -> Matching:
+    """Match topics of one subscription each: `topic` with its number for `{n}`."""
     began = time.perf_counter()
-    trie = build(size)
-    took = time.perf_counter() - began
-    draw = random.Random(size)
+    connection.execute("REINDEX INDEX subscription_topics")
+    build = time.perf_counter() - began
+    row = connection.execute("SELECT pg_relation_size('subscription_topics')").fetchone()
+    connection.execute("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan")
+    draw = random.Random(subscriptions)
     times = []
-    for _ in range(TOPICS // TOGETHER):
-        topics = [f"customer.{draw.randrange(size)}.order.created" for _ in range(TOGETHER)]
+    for _ in range(TOPICS):
         before = time.perf_counter()
-        for topic in topics:
-            trie.match(topic)
-        times.append((time.perf_counter() - before) / TOGETHER)
-    return {"build": took, "match": percentile(times, 50), "bytes": used}
-
-
-def main() -> None:
-    print(json.dumps({"ready": True}), flush=True)
-    for line in iter(sys.stdin.readline, ""):
-        print(json.dumps(measure(json.loads(line)["size"])), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        patterns = candidates(topic.format(n=draw.randrange(subscriptions)))
+        found = connection.execute(_MATCH, [patterns], prepare=True).fetchall()
+        times.append(time.perf_counter() - before)
+        if len(found) != 1:
+            raise RuntimeError(f"{topic} matches {len(found)} subscriptions, not one")
+    return Matching(percentile(times, 50), build, row[0] if row else 0)

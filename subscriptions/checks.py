@@ -13,7 +13,7 @@ from psycopg_pool import PoolTimeout
 
 from subscriptions.conf import conf
 from subscriptions.secrets import stored
-from subscriptions.topics import InvalidPattern, validate_pattern
+from subscriptions.topics.rules import InvalidPattern, validate_pattern
 
 
 @register()

@@ -71,7 +71,10 @@ def prepared_cursor() -> CursorWrapper:
     connection.ensure_connection()
     with connection.wrap_database_errors:
         raw: Any = connection.connection
-        _tell(raw, _PREPARED | _WORKERS if _is_own() else _PREPARED)
+        # An application's connection is told nothing: it would keep it, and so would whoever gets
+        # the connection from a pool after it.
+        if _is_own():
+            _tell(raw, _PREPARED | _WORKERS)
         cursor: Any = _Preparing(raw)
     if connection.queries_logged:
         return connection.make_debug_cursor(cursor)

@@ -1,4 +1,4 @@
-"""Subscriptions, their signing secrets, and what the topic index is made fresh by."""
+"""Subscriptions and their signing secrets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar
 
+from django.contrib.postgres.indexes import GinIndex
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, transaction
@@ -21,6 +22,7 @@ from subscriptions import circuit
 from subscriptions.conf import conf
 from subscriptions.ids import uuid7
 from subscriptions.secrets import crypto, signing_secrets
+from subscriptions.topics.fields import TopicPatternsField
 from subscriptions.validators import (
     validate_destination,
     validate_headers,
@@ -135,7 +137,7 @@ class Subscription(models.Model):
         validators=[validate_destination],
         help_text="Where events are sent, by POST: an http or https address.",
     )
-    topic_patterns = models.JSONField(
+    topic_patterns = TopicPatternsField(
         default=list,
         validators=[validate_patterns],
         help_text='A list such as ["order.*", "attacker.>"]: `*` is one token, `>` the rest.',
@@ -181,6 +183,8 @@ class Subscription(models.Model):
             ),
         ]
         indexes: ClassVar = [
+            # Publishing finds the subscriptions that have one of the patterns which match.
+            GinIndex(fields=["topic_patterns"], name="subscription_topics", fastupdate=False),
             # The sweep asks every few seconds which tripped circuits are due for a probe.
             models.Index(
                 fields=["next_probe_at"],
@@ -383,25 +387,6 @@ class TripFuse(models.Model):
     reset_at = models.DateTimeField(null=True)
 
 
-class TopicIndexVersion(models.Model):
-    """The one row that says whether a process's topic index is fresh.
-
-    Triggers bump it in the transaction that changes any subscription's patterns
-    (`subscriptions/migrations/0002_topic_index.py`); `subscriptions.index` reads it.
-    """
-
-    id = models.SmallIntegerField(primary_key=True, default=1)
-    version = models.BigIntegerField()
-    transaction = models.BigIntegerField()
-
-
-class TopicIndexChange(models.Model):
-    """Which subscription changed at which version; no subscription: all of them."""
-
-    version = models.BigIntegerField(db_index=True)
-    subscription_id = models.UUIDField(null=True)
-
-
 @sensitive_variables()
 def create_subscription(
     *,
@@ -441,8 +426,6 @@ def find_subscription(name_or_id: str) -> Subscription:
 __all__ = [
     "SigningSecret",
     "Subscription",
-    "TopicIndexChange",
-    "TopicIndexVersion",
     "TripFuse",
     "ValidationError",
     "create_subscription",

@@ -8,9 +8,9 @@ from typing import Any
 from django.core.exceptions import ValidationError
 
 from subscriptions.destinations import DestinationRefused, check_url
-from subscriptions.topics import InvalidPattern, validate_pattern
+from subscriptions.topics.rules import InvalidPattern, validate_pattern
 
-MOST_PATTERNS = 1000
+MAX_PATTERNS = 1000
 MOST_HEADERS = 50
 MOST_HEADER_BYTES = 8192
 
@@ -60,20 +60,24 @@ def validate_destination(value: str) -> None:
 
 
 def validate_patterns(value: Any) -> None:
-    if not isinstance(value, list) or not value:
+    """Refuse what is no list of valid patterns; each error names its pattern and the place of it.
+
+    The first pattern is number 1: in a form, the first line.
+    """
+    if not isinstance(value, list):
         raise ValidationError(
-            'Topic patterns are a list of at least one pattern, such as ["order.*"].'
+            f'Topic patterns are a list such as ["order.*"], not a {type(value).__name__}.'
         )
-    if len(value) > MOST_PATTERNS:
-        raise ValidationError(
-            f"{len(value)} topic patterns are too many; {MOST_PATTERNS} is the most."
-        )
+    if not value:
+        raise ValidationError("At least one topic pattern is needed, such as order.*")
+    if len(value) > MAX_PATTERNS:
+        raise ValidationError(f"There are {len(value)} topic patterns; {MAX_PATTERNS} are allowed.")
     errors = []
-    for pattern in value:
+    for number, pattern in enumerate(value, start=1):
         try:
             validate_pattern(pattern)
         except InvalidPattern as error:
-            errors.append(str(error))
+            errors.append(f"Pattern {number}: {error}")
     if errors:
         raise ValidationError(errors)
 

@@ -14,11 +14,9 @@ from django.db import connection
 
 from deliveries.keeping.holding import HELD_TOO_LONG
 from subscriptions.conf import conf
-from subscriptions.index import trim_changes
 
 # How many rows a page has.
 BATCH = 2000
-KEPT_CHANGES = 10_000
 
 # Of each statement: `page` is read by an index, from where the last page ended; `old` are the
 # rows of it that are changed; the answer is how many were, and where the page ended, or no row if
@@ -134,7 +132,6 @@ def prune() -> tuple[int, int]:
     )
     with connection.cursor() as cursor:
         cursor.execute(_PRUNE_LANES)
-    trim_changes(KEPT_CHANGES)
     return deliveries, events
 
 

@@ -27,7 +27,7 @@ from subscriptions.conf import conf
 from subscriptions.ids import uuid7
 from subscriptions.models import Subscription
 from subscriptions.secrets import crypto
-from subscriptions.topics import validate_topic
+from subscriptions.topics.rules import validate_topic
 from subscriptions.validators import sendable_headers
 
 TEST_TOPIC = "webhooks.test"

@@ -5,10 +5,8 @@ A number that goes up here is a slower product; the benchmark says by how much.
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
-import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
@@ -25,7 +23,6 @@ from deliveries.sending.worker import Sender
 from deliveries.settling.settle import settle
 from deliveries.waking import wakeups
 from deliveries.waking.wakeups import lower_flags, wake
-from subscriptions.topics import PatternTrie
 from tests.factories import make_subscription, statuses
 from webhooks_project.receiver import Receiver
 
@@ -54,14 +51,13 @@ def broker(broker: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> redis.Redis:
 def test_an_event_is_published_in_one_statement_and_so_are_a_hundred() -> None:
     for _ in range(20):
         make_subscription()
-    publish("test.one", {})  # the first call of a process reads all patterns
     with transaction.atomic():
         with CaptureQueriesContext(connection) as one:
             publish("test.one", {})
         with CaptureQueriesContext(connection) as many:
             publish_many(numbered(100))
     assert (len(one), len(many)) == (1, 1)
-    assert Delivery.objects.count() == 20 * 102
+    assert Delivery.objects.count() == 20 * 101
 
 
 # Settling
@@ -189,18 +185,3 @@ def test_a_row_is_entered_in_few_indexes(table: str) -> None:
         cursor.execute("SELECT indexname FROM pg_indexes WHERE tablename = %s", [table])
         found = [row[0] for row in cursor.fetchall()]
     assert len(found) <= MOST_INDEXES[table], found
-
-
-def test_a_subscription_takes_less_than_a_kilobyte_of_the_topic_index() -> None:
-    count = 5000
-    gc.collect()
-    tracemalloc.start()
-    try:
-        trie: PatternTrie[UUID] = PatternTrie()
-        for number in range(count):
-            trie.add(f"customer.{number}.order.*", UUID(int=number))
-        used, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert trie.match("customer.42.order.created") == [UUID(int=42)]
-    assert used / count < 1024

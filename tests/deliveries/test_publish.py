@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +21,7 @@ from deliveries.publishing.body import InvalidEventId, InvalidPayload, PayloadTo
 from deliveries.waking import wakeups
 from subscriptions import circuit
 from subscriptions.models import Subscription
-from subscriptions.topics import InvalidTopic
+from subscriptions.topics.rules import InvalidTopic
 from tests.factories import make_subscription, statuses
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -31,9 +32,8 @@ def woken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[set[UUID], bool]]:
     """The wake-ups, as (subscription ids, recovering)."""
     calls: list[tuple[set[UUID], bool]] = []
 
-    def record(ids: Any, *, recovering: bool = False, one_by_one: bool = True) -> int:
-        calls.append((set(ids), recovering))
-        return 1
+    def record(ids: Any, *, recovering: bool = False) -> None:
+        calls.append((set(map(UUID, ids)), recovering))
 
     monkeypatch.setattr("deliveries.publishing.publish.wake", record)
     return calls
@@ -132,33 +132,14 @@ def test_nobody_is_woken_before_the_caller_commits(woken: list[Any]) -> None:
 def test_publishing_costs_one_statement_and_no_transaction_of_its_own(woken: list[Any]) -> None:
     for _ in range(30):
         make_subscription()
-    publish("test.warm", {})
     with CaptureQueriesContext(connection) as queries:
         publish("test.one", {})
-    assert len(queries) == 1, [query["sql"][:80] for query in queries]
+        publish("test.one", {}, event_id="given")
+    assert len(queries) == 2, [query["sql"][:80] for query in queries]
     with transaction.atomic(), CaptureQueriesContext(connection) as queries:
         publish_many([NewEvent(topic="test.one", payload={"n": n}) for n in range(50)])
     assert len(queries) == 1
     assert Delivery.objects.count() == 30 * 52
-
-
-def test_a_subscription_that_another_process_made_since_is_matched(woken: list[Any]) -> None:
-    first = make_subscription()
-    publish("test.one", {})
-    # As another process does it: this one's index hears of nothing.
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "UPDATE subscriptions_subscription SET topic_patterns = %s WHERE id = %s",
-            ['["other.>"]', first.pk],
-        )
-    second = make_subscription(topic_patterns=["test.>"])
-    with CaptureQueriesContext(connection) as queries:
-        publish("test.one", {})
-    assert statuses(first) == {"pending": 1}
-    assert statuses(second) == {"pending": 1}
-    # The matches at hand were stale: nothing was written by them, the changes read, then all.
-    assert len(queries) == 3
-    assert Event.objects.count() == 2
 
 
 def test_without_prepared_statements_all_is_the_same(
@@ -171,19 +152,52 @@ def test_without_prepared_statements_all_is_the_same(
     assert statuses(subscription) == {"pending": 4}
 
 
-def test_events_that_are_published_together_share_their_wake_ups(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_subscription_is_woken_once_for_events_that_are_published_together(
+    woken: list[Any],
 ) -> None:
-    calls: list[tuple[int, bool]] = []
-    monkeypatch.setattr(
-        "deliveries.publishing.publish.wake",
-        lambda ids, *, one_by_one, **_: calls.append((len(ids), one_by_one)),
-    )
-    for n in range(3):
-        make_subscription(topic_patterns=[f"test.{n}"])
-    publish("test.0", {})
-    publish_many([NewEvent(topic=f"test.{n}", payload={}) for n in range(3)])
-    assert calls == [(1, True), (3, False)]
+    every = make_subscription()
+    some = make_subscription(topic_patterns=["test.1"])
+    publish_many([NewEvent(topic=f"test.{n % 3}", payload={"n": n}) for n in range(6)])
+    assert woken == [({every.pk, some.pk}, False)]
+    assert (statuses(every), statuses(some)) == ({"pending": 6}, {"pending": 2})
+
+
+def test_a_wake_up_that_fails_fails_no_publish(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(ids: Any, **_: Any) -> None:
+        raise RuntimeError("no wake-up today")
+
+    monkeypatch.setattr("deliveries.publishing.publish.wake", broken)
+    subscription = make_subscription()
+    publish("test.one", {})
+    with transaction.atomic():
+        publish("test.one", {})
+    assert statuses(subscription) == {"pending": 2}
+    assert caplog.text.count("no wake-up today") >= 2
+
+
+SESSION = "SELECT name, setting FROM pg_settings WHERE source = 'session'"
+
+
+@pytest.mark.parametrize("in_transaction", [False, True])
+def test_publishing_leaves_no_setting_on_the_connection(
+    woken: list[Any], in_transaction: bool
+) -> None:
+    def settings_of_the_session() -> Any:
+        with connection.cursor() as cursor:
+            cursor.execute(SESSION)
+            return cursor.fetchall()
+
+    make_subscription()
+    before = settings_of_the_session()
+    with transaction.atomic() if in_transaction else nullcontext():
+        publish("test.one", {}, event_id="one")
+        publish_many([NewEvent(topic="test.one", payload={"n": n}) for n in range(3)])
+        with pytest.raises(EventConflict):
+            publish("test.two", {}, event_id="one")
+        assert settings_of_the_session() == before
+    assert settings_of_the_session() == before
 
 
 def test_the_same_id_and_content_gives_the_first_event_back(woken: list[Any]) -> None:

@@ -205,11 +205,11 @@ def test_without_groups_there_are_no_checkboxes(admin_client: Client) -> None:
     assert "Topic groups" not in admin_client.get(f"{LIST}add/").content.decode()
 
 
-def test_stored_patterns_that_are_no_list_can_be_mended(admin_client: Client) -> None:
+def test_stored_patterns_that_are_no_texts_can_be_repaired(admin_client: Client) -> None:
     subscription = make_subscription()
-    Subscription.objects.filter(pk=subscription.pk).update(topic_patterns={"not": "a list"})
+    Subscription.objects.filter(pk=subscription.pk).update(topic_patterns=[{"not": "a text"}])
     shown = shown_form(admin_client, subscription)
-    assert shown["topic_patterns"] == '{"not": "a list"}'
+    assert shown["topic_patterns"] == '[{"not": "a text"}]'
     admin_client.post(change_page(subscription), {**shown, "topic_patterns": "a"})
     subscription.refresh_from_db()
     assert subscription.topic_patterns == ["a"]

@@ -1,21 +1,20 @@
 from __future__ import annotations
 
-import sys
-import uuid
-from types import FrameType
-
 import pytest
+from django.core.exceptions import ValidationError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subscriptions.topics import (
+from subscriptions.topics.rules import (
+    MAX_TOKENS,
     InvalidPattern,
     InvalidTopic,
-    PatternTrie,
-    matches,
+    candidates,
     validate_pattern,
     validate_topic,
 )
+from subscriptions.validators import validate_patterns
+from tests.topics import matches, patterns, topics
 
 GOOD_TOPICS = [
     "a",
@@ -119,136 +118,42 @@ def test_a_wildcard_inside_a_token_is_refused(pattern: str) -> None:
 )
 def test_the_rules_of_nats_hold(pattern: str, topic: str, expected: bool) -> None:
     assert matches(pattern, topic) is expected
-    trie: PatternTrie[int] = PatternTrie()
-    trie.add(pattern, 1)
-    assert trie.match(topic) == ([1] if expected else [])
+    assert (pattern in candidates(topic)) is expected
 
 
-def test_the_text_of_a_slot_is_not_mistaken_for_a_token() -> None:
-    trie: PatternTrie[str] = PatternTrie()
-    for pattern in ("a.>", "a", "a.b", "*", "*.>", ">", "a.*.b"):
-        trie.add(pattern, pattern)
-    assert set(trie.match("a.a")) == {"a.>", "*.>", ">"}
-    assert set(trie.match("a")) == {"a", "*", ">"}
+@pytest.mark.parametrize("tokens", range(1, MAX_TOKENS + 1))
+def test_the_candidates_are_each_there_once_valid_and_matching(tokens: int) -> None:
+    topic = ".".join(f"t{number}" for number in range(tokens))
+    found = candidates(topic)
+    assert len(found) == len(set(found)) == 2 ** (tokens + 1) - 1
+    assert all(matches(validate_pattern(pattern), topic) for pattern in found)
 
 
-def test_each_key_is_matched_once_whatever_its_patterns() -> None:
-    trie: PatternTrie[int] = PatternTrie()
-    for pattern in ("a.b", "a.*", "*.b", "*.*", "a.>", ">", "a.b"):
-        trie.add(pattern, 1)
-        trie.add(pattern, 2)
-    assert sorted(trie.match("a.b")) == [1, 2]
-    assert len(trie) == 2
+@given(patterns, topics)
+def test_a_pattern_matches_if_and_only_if_it_is_a_candidate(pattern: str, topic: str) -> None:
+    assert validate_pattern(pattern)
+    assert (pattern in candidates(topic)) == matches(pattern, topic)
 
 
-def test_a_refused_pattern_changes_nothing() -> None:
-    trie: PatternTrie[int] = PatternTrie()
-    with pytest.raises(InvalidPattern):
-        trie.add("a.>.b", 1)
-    assert len(trie) == 0
-    assert 1 not in trie
+@pytest.mark.parametrize("word", ["a", "é"])
+def test_more_tokens_than_the_limit_are_refused(word: str) -> None:
+    longest = ".".join([word] * MAX_TOKENS)
+    assert validate_topic(longest) == validate_pattern(longest) == longest
+    with pytest.raises(InvalidTopic, match="has 11 tokens; 10 are allowed"):
+        validate_topic(f"{longest}.x")
+    with pytest.raises(InvalidPattern, match="has 11 tokens; 10 are allowed"):
+        validate_pattern(f"{longest}.>")
 
 
-def test_discarding_an_unknown_key_is_no_error() -> None:
-    PatternTrie[int]().discard(1)
-
-
-def test_a_matched_list_is_the_callers_own() -> None:
-    trie: PatternTrie[int] = PatternTrie()
-    trie.add("a", 1)
-    trie.add("b", 1)
-    trie.add("b", 2)
-    trie.match("a").clear()
-    trie.match("b").clear()
-    assert trie.match("a") == [1]
-    assert sorted(trie.match("b")) == [1, 2]
-
-
-def test_the_deepest_patterns_need_no_recursion() -> None:
-    trie: PatternTrie[int] = PatternTrie()
-    deepest = ".".join("a" * 128)
-    trie.add(".".join("*" * 128), 1)
-    trie.add(".".join("*" * 127) + ".>", 2)
-    trie.add(deepest, 3)
-    limit = sys.getrecursionlimit()
-    depth = len(_frames())
-    sys.setrecursionlimit(depth + 20)
-    try:
-        found = trie.match(deepest)
-        trie.discard(1)
-    finally:
-        sys.setrecursionlimit(limit)
-    assert sorted(found) == [1, 2, 3]
-
-
-def _frames() -> list[object]:
-    frames: list[object] = []
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        frames.append(frame)
-        frame = frame.f_back
-    return frames
-
-
-def test_a_match_visits_nodes_that_agree_and_no_others() -> None:
-    """The cost is counted in look-ups, so that it does not hang on the speed of the machine."""
-
-    class Counting(dict):  # type: ignore[type-arg]
-        seen = 0
-
-        def __contains__(self, key: object) -> bool:
-            Counting.seen += 1
-            return super().__contains__(key)
-
-    def cost(subscriptions: int) -> int:
-        trie: PatternTrie[int] = PatternTrie()
-        trie._root = Counting()
-        trie._root["tenant"] = Counting()
-        for number in range(subscriptions):
-            trie.add(f"tenant.{number}.order.created", number)
-            trie.add(f"other{number}.>", number)
-        Counting.seen = 0
-        assert trie.match("tenant.7.order.created") == [7]
-        return Counting.seen
-
-    assert cost(5000) == cost(50) > 0
-
-
-tokens = st.sampled_from(["a", "b", "c", "é"])
-topics = st.lists(tokens, min_size=1, max_size=5).map(".".join)
-patterns = st.builds(
-    lambda head, tail: ".".join([*head, *tail]),
-    st.lists(st.one_of(tokens, st.just("*")), max_size=5),
-    st.sampled_from([[">"], ["*"], ["a"], ["b"]]),
-)
-keys = st.integers(0, 8).map(lambda number: uuid.UUID(int=number))
-steps = st.lists(st.tuples(st.booleans(), patterns, keys), max_size=40)
-
-
-@given(steps, st.lists(topics, min_size=1, max_size=5))
-def test_the_trie_agrees_with_the_rule(
-    changes: list[tuple[bool, str, uuid.UUID]], asked: list[str]
-) -> None:
-    trie: PatternTrie[uuid.UUID] = PatternTrie()
-    expected: dict[uuid.UUID, set[str]] = {}
-    for adding, pattern, key in changes:
-        assert validate_pattern(pattern)
-        if adding:
-            trie.add(pattern, key)
-            expected.setdefault(key, set()).add(pattern)
-        else:
-            trie.discard(key)
-            expected.pop(key, None)
-    assert len(trie) == len(expected)
-    for topic in asked:
-        found = trie.match(topic)
-        assert len(found) == len(set(found))
-        assert set(found) == {
-            key for key, mine in expected.items() if any(matches(one, topic) for one in mine)
-        }
-    for key in expected:
-        trie.discard(key)
-    assert trie._root == {}, "an emptied trie keeps no node"
+def test_an_error_names_the_pattern_and_its_place() -> None:
+    with pytest.raises(ValidationError) as caught:
+        validate_patterns(["order.*", "a..b", "c.>", "x>"])
+    first, second = caught.value.messages
+    assert first.startswith("Pattern 2: The topic pattern 'a..b' has an empty token")
+    assert second.startswith("Pattern 4: The topic pattern 'x>' has a wildcard inside")
+    with pytest.raises(ValidationError, match="At least one topic pattern") as caught:
+        validate_patterns([])
+    assert "[" not in caught.value.messages[0]
 
 
 @given(st.text())
@@ -257,8 +162,7 @@ def test_a_valid_topic_is_a_valid_pattern_that_matches_itself(text: str) -> None
         validate_topic(text)
     except InvalidTopic:
         return
-    validate_pattern(text)
-    assert matches(text, text)
+    assert validate_pattern(text) in candidates(text)
 
 
 @given(st.text(alphabet="ab.*> "))
@@ -267,5 +171,5 @@ def test_every_pattern_that_is_accepted_matches_some_topic(text: str) -> None:
         validate_pattern(text)
     except InvalidPattern:
         return
-    topic = text.replace("*", "x").replace(">", "x.y")
-    assert matches(text, validate_topic(topic))
+    topic = text.replace("*", "x").replace(">", "x")
+    assert text in candidates(validate_topic(topic))

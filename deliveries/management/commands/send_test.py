@@ -8,7 +8,7 @@ from django.core.management.base import CommandError, CommandParser
 
 from deliveries.sending.send_test import TEST_TOPIC, send_test
 from subscriptions.management.base import OperatorCommand, add_json_flag, find_one
-from subscriptions.topics import InvalidTopic
+from subscriptions.topics.rules import InvalidTopic
 
 
 class Command(OperatorCommand):

@@ -1,0 +1,23 @@
+"""The model field for a subscription's topic patterns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import models
+
+
+class TopicPatternsField(models.JSONField):
+    """A list of topic patterns, as JSON.
+
+    Writing anything but a list raises `TypeError`, whichever way it is written (`create`,
+    `bulk_create`, `update` …): a single text would be stored, and would match nothing.
+    """
+
+    def get_db_prep_save(self, value: Any, connection: Any) -> Any:
+        if not isinstance(value, list | tuple) and not hasattr(value, "resolve_expression"):
+            raise TypeError(
+                f"{self.name} is a list of patterns, such as ['order.>']; "
+                f"{str(value)[:100]!r} is a {type(value).__name__}."
+            )
+        return super().get_db_prep_save(value, connection)
