@@ -38,12 +38,12 @@ def row_of(charts: Sequence[Chart], caption: str) -> str:
     )
 
 
-def top_of_scale(most: float) -> float:
-    """The least of 1, 2, 2.5, 4, 5, 8 or 10 times a power of ten that `most` does not exceed."""
-    if most <= 0:
+def top_of_scale(largest: float) -> float:
+    """The least of 1, 2, 2.5, 4, 5, 8 or 10 times a power of ten that `largest` does not exceed."""
+    if largest <= 0:
         return 1.0
-    power = 10.0 ** math.floor(math.log10(most))
-    return next(step * power for step in (1, 2, 2.5, 4, 5, 8, 10, 20) if step * power >= most)
+    power = 10.0 ** math.floor(math.log10(largest))
+    return next(step * power for step in (1, 2, 2.5, 4, 5, 8, 10, 20) if step * power >= largest)
 
 
 def _chart(chart: Chart) -> str:

@@ -83,7 +83,7 @@ def publish(
         "ended": ended,
         "publish_p50": percentile(calls, 50),
         "publish_p99": percentile(calls, 99),
-        "publish_most": max(calls),
+        "publish_longest": max(calls),
     }
 
 

@@ -94,13 +94,13 @@ def processor(results: Results) -> str:
 
 def waits(results: Results) -> str:
     """Milliseconds, where events were published while the workers ran."""
-    names = ("publish_p50", "publish_p99", "publish_most", "latency_p50", "latency_p99")
+    names = ("publish_p50", "publish_p99", "publish_longest", "latency_p50", "latency_p99")
     rows = [
         [name, *(f"{1000 * one.figures[figure]:,.1f}" for figure in names)]
         for name, one in results.ours.items()
         if "latency_p50" in one.figures
     ]
-    head = ["milliseconds", *(name.replace("_", " ").replace("most", "longest") for name in names)]
+    head = ["milliseconds", *(name.replace("_", " ") for name in names)]
     return table(head, rows)
 
 

@@ -159,9 +159,9 @@ def matches(place: Place, count: int) -> Measured:
         phase = Phase(bench, receiver)
         said = phase.publish(publisher, **to_all(count, first=others), events=1)
         phase.publish(publisher, **to_each(others), events=others, rate=count / 50_000)
-        found = phase.measured(f"{count:,} matches", publish_most=said["publish_most"])
+        found = phase.measured(f"{count:,} matches", publish_longest=said["publish_longest"])
         waits = phase.latencies(range(others))
-        found.figures.update({"others_most": max(waits, default=math.inf), **bench.rows()})
+        found.figures.update({"others_longest": max(waits, default=math.inf), **bench.rows()})
         return found
 
 
@@ -212,7 +212,7 @@ def spread(latencies: list[float]) -> dict[str, float]:
     return {
         "latency_p50": percentile(latencies, 50),
         "latency_p99": percentile(latencies, 99),
-        "latency_most": max(latencies, default=0.0),
+        "latency_longest": max(latencies, default=0.0),
     }
 
 

@@ -74,7 +74,7 @@ _AT_MOST = (
     ("wide", "publish_p50", "p50 of `publish`", 100, "ms", 1e-3),
     ("latency", "latency_p50", "p50", 4, "ms", 1e-3),
     ("latency", "latency_p99", "p99", 10, "ms", 1e-3),
-    ("matches", "others_most", "events for others arrive within", 2, "s", 1),
+    ("matches", "others_longest", "events for others arrive within", 2, "s", 1),
     ("matches", "worker_memory", "memory of the worker", 300, "MiB", 2**20),
 )
 # Milliseconds of processor time an event may cost, all programs together.
@@ -110,11 +110,11 @@ def _ratios(results: Results) -> Iterator[Target]:
 
 
 def _bounds(results: Results) -> Iterator[Target]:
-    for name, figure, what, most, unit, size in _AT_MOST:
+    for name, figure, what, limit, unit, size in _AT_MOST:
         if (measured := results.called(name)) is not None:
             value = measured.figures[figure] / size
             yield Target(
-                measured.scenario, f"{what} ≤ {most} {unit}", f"{value:.1f} {unit}", value <= most
+                measured.scenario, f"{what} ≤ {limit} {unit}", f"{value:.1f} {unit}", value <= limit
             )
     for name, bound in _PROCESSOR:
         if (measured := results.called(name)) is not None:
@@ -123,7 +123,7 @@ def _bounds(results: Results) -> Iterator[Target]:
 
 
 def _comparisons(results: Results) -> Iterator[Target]:
-    for name, figure, what, least, most in (
+    for name, figure, what, least, limit in (
         ("skewed", "others_p99", "p99 of the others", None, 1.3),
         ("slow", "rate", "rate of the healthy", 0.9, None),
         ("slow", "healthy_p99", "p99 of the healthy", None, 1.3),
@@ -132,8 +132,8 @@ def _comparisons(results: Results) -> Iterator[Target]:
             continue
         figures = results.ours[name].figures
         ratio = figures[f"{figure}_with"] / figures[f"{figure}_without"]
-        wanted = f"≥ {least}" if least is not None else f"≤ {most}"
-        met = ratio >= least if least is not None else ratio <= (most or 0.0)
+        wanted = f"≥ {least}" if least is not None else f"≤ {limit}"
+        met = ratio >= least if least is not None else ratio <= (limit or 0.0)
         yield Target(name, f"{what} {wanted} × without", f"{ratio:.2f} ×", met)
     one = results.ours.get("scale out, 1")
     for workers in (2, 4):

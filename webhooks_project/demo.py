@@ -24,7 +24,7 @@ from webhooks_project.receiver import Answer, Received, Receiver
 EVENTS = 400
 RATE = 25  # events a second
 FLAKY_EVERY = 4  # of so many events, one is answered 503 at first
-PATIENCE = 60.0
+STORY_TIMEOUT = 60.0
 # A healthy receiver is not slowed if its p99 stays below this, while another one is dead.
 HEALTHY_P99 = 0.5
 
@@ -72,7 +72,7 @@ def start_afresh() -> None:
     with connection.cursor() as cursor:
         cursor.execute(
             "TRUNCATE subscriptions_subscription, subscriptions_signingsecret, deliveries_event, "
-            "deliveries_delivery, deliveries_attempt, deliveries_lane"
+            "deliveries_delivery, deliveries_attempt, deliveries_lane CASCADE"
         )
 
 
@@ -241,11 +241,11 @@ class Story:
         for receiver in receivers.values():
             receiver.wait_for(
                 lambda seen: wanted <= {one.id for one in seen if 200 <= one.answered < 300},
-                max(0.1, began + PATIENCE - time.monotonic()),
+                max(0.1, began + STORY_TIMEOUT - time.monotonic()),
             )
         took = time.monotonic() - began
         while Delivery.objects.filter(status="pending").exists():
-            if time.monotonic() - began > PATIENCE:
+            if time.monotonic() - began > STORY_TIMEOUT:
                 break
             time.sleep(0.05)
         return took
