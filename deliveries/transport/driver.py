@@ -12,13 +12,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import requests
-from requests.exceptions import InvalidSchema, InvalidURL
 
 from deliveries.transport.errors import (
-    DestinationBlocked,
     LocalFault,
     NotStarted,
     ResolverUnavailable,
@@ -30,16 +27,10 @@ from deliveries.transport.jobs import Budget, Job
 from deliveries.transport.libcurl import pycurl
 from deliveries.transport.names import Found, Name, NameBook, Pin, Resolver
 from deliveries.transport.polling import READ, WRITE, Sockets, new_poller
-from subscriptions.destinations import (
-    Destination,
-    DestinationRefused,
-    MalformedURL,
-    UnsupportedScheme,
-    parse_url,
-)
+from deliveries.transport.targets import target_reader
+from subscriptions.destinations import Destination
 
 MAX_IDLE_HANDLES = 1000
-MAX_TARGETS = 20_000
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +60,6 @@ class Plan:
         return kept if recovering else max(1, self.max_in_flight - kept)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A URL that was taken apart, and the pin of a literal address."""
-
-    destination: Destination
-    pin: Pin | None
-
-
 class Driver:
     """One libcurl multi handle and its thread.
 
@@ -90,7 +73,6 @@ class Driver:
         self._calls: deque[Callable[[], None]] = deque()
         # Of requests that do not recover, and of those that do.
         self._budgets = (Budget(plan.places(False)), Budget(plan.places(True)))
-        self._start_bys: list[tuple[float, int, Job]] = []
         self._found: deque[tuple[Name, Found, float]] = deque()
         self._lock = threading.Lock()
         self._closed = False
@@ -108,7 +90,7 @@ class Driver:
         self._names = NameBook(
             plan.resolver, plan.limits.allowed, plan.dns_cache, plan.dns_stale, self._on_found
         )
-        self._target = lru_cache(maxsize=MAX_TARGETS)(self._read_url)
+        self._target = target_reader(plan.limits.allowed)
         self._handles: dict[pycurl.Curl, Handle] = {}
         self._idle: list[Handle] = []
         self._resolving: list[tuple[float, int, Job]] = []
@@ -203,10 +185,14 @@ class Driver:
         for _ in range(found):
             self._learn(*self._found.popleft())
         for _ in range(jobs):
-            self._admit(self._inbox.popleft())
+            job = self._inbox.popleft()
+            if job.budget.is_free:
+                self._start(job)
+            else:
+                job.budget.wait(job)
         for budget in self._budgets:
-            while budget.waiting and budget.in_flight < budget.places:
-                self._start(budget.waiting.popitem(last=False)[0])
+            while budget.has_next:
+                self._start(budget.next())
         now = time.monotonic()
         if self._timer is not None and now >= self._timer:
             self._timer = None
@@ -216,8 +202,9 @@ class Driver:
             self._look_at_slow_ones(now)
         if self._resolving:
             self._give_up_on_names()
-        if self._start_bys:
-            self._give_back_late_ones()
+        for budget in self._budgets:
+            for job in budget.late(now):
+                self._not_started(job)
 
     def _serve_sockets(self, events: list[tuple[int, int]]) -> None:
         active = self._sockets.active
@@ -236,28 +223,6 @@ class Driver:
         except Exception:
             logger.exception("a call on the transport's thread failed")
 
-    def _admit(self, job: Job) -> None:
-        """Start `job` if there is a place for it, else let it wait until its `start_by`."""
-        budget = job.budget
-        if budget.in_flight < budget.places and not budget.waiting:
-            self._start(job)
-            return
-        budget.waiting[job] = None
-        if job.start_by is not None:
-            heapq.heappush(self._start_bys, (job.start_by, next(self._numbers), job))
-
-    def _give_back_late_ones(self) -> None:
-        now = time.monotonic()
-        while self._start_bys:
-            start_by, _, job = self._start_bys[0]
-            waiting = job.budget.waiting
-            if job in waiting:
-                if start_by > now:
-                    return
-                del waiting[job]
-                self._not_started(job)
-            heapq.heappop(self._start_bys)
-
     def _not_started(self, job: Job) -> None:
         self._begin(job, time.monotonic())
         self._fail(job, NotStarted("not sent: too much else was under way"))
@@ -269,7 +234,7 @@ class Driver:
             or self._found
             or self._inbox
             or self._calls
-            or any(it.waiting and it.in_flight < it.places for it in self._budgets)
+            or any(budget.has_next for budget in self._budgets)
         ):
             return 0
         moments = [
@@ -277,7 +242,7 @@ class Driver:
             for moment in (
                 self._timer,
                 self._resolving[0][0] if self._resolving else None,
-                self._start_bys[0][0] if self._start_bys else None,
+                *[budget.next_start_by() for budget in self._budgets],
                 self._stop_at,
             )
             if moment is not None
@@ -320,20 +285,6 @@ class Driver:
             heapq.heappush(self._resolving, (job.deadline, next(self._numbers), job))
         else:
             self._follow(job, target.destination, name, now)
-
-    def _read_url(self, url: str) -> Target:
-        try:
-            destination = parse_url(url, self._plan.limits.allowed)
-        except UnsupportedScheme as error:
-            raise InvalidSchema(str(error)) from None
-        except MalformedURL as error:
-            raise InvalidURL(str(error)) from None
-        except DestinationRefused as error:
-            raise DestinationBlocked(str(error)) from None
-        pin = None
-        if destination.address is not None:
-            pin = Pin(destination.port, (str(destination.address),), literal=True)
-        return Target(destination, pin)
 
     def _learn(self, name: Name, found: Found, took: float) -> None:
         now = time.monotonic()
@@ -430,7 +381,7 @@ class Driver:
             never_started = list(self._inbox)
             self._inbox.clear()
         for budget in self._budgets:
-            never_started += budget.waiting
+            never_started += budget.all_waiting()
         self._names.stop()
         unfinished = [handle.job for handle in self._handles.values()]
         unfinished += [job for _, _, job in self._resolving if job.destination is not None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -53,15 +55,54 @@ class Budget:
     `submitted` is counted by whoever submits, under the driver's lock; the rest is the thread's.
     """
 
-    __slots__ = ("ended", "in_flight", "places", "submitted", "waiting")
+    __slots__ = ("_numbers", "_start_bys", "_waiting", "ended", "in_flight", "places", "submitted")
 
     def __init__(self, places: int) -> None:
         self.places = places
         self.in_flight = 0
         self.submitted = 0
         self.ended = 0
-        self.waiting: OrderedDict[Job, None] = OrderedDict()
+        self._waiting: OrderedDict[Job, None] = OrderedDict()
+        self._start_bys: list[tuple[float, int, Job]] = []
+        self._numbers = itertools.count()
 
     @property
     def capacity(self) -> int:
         return self.places - (self.submitted - self.ended)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether there is a place, and nobody waits for it."""
+        return self.in_flight < self.places and not self._waiting
+
+    @property
+    def has_next(self) -> bool:
+        """Whether a job waits and there is a place for it."""
+        return bool(self._waiting) and self.in_flight < self.places
+
+    def wait(self, job: Job) -> None:
+        self._waiting[job] = None
+        if job.start_by is not None:
+            heapq.heappush(self._start_bys, (job.start_by, next(self._numbers), job))
+
+    def next(self) -> Job:
+        """The job that has waited longest; it waits no longer."""
+        return self._waiting.popitem(last=False)[0]
+
+    def next_start_by(self) -> float | None:
+        """The earliest `start_by` of those that wait."""
+        while self._start_bys and self._start_bys[0][2] not in self._waiting:
+            heapq.heappop(self._start_bys)
+        return self._start_bys[0][0] if self._start_bys else None
+
+    def late(self, now: float) -> list[Job]:
+        """The jobs whose `start_by` is over; they wait no longer."""
+        jobs = []
+        while (start_by := self.next_start_by()) is not None and start_by <= now:
+            job = heapq.heappop(self._start_bys)[2]
+            del self._waiting[job]
+            jobs.append(job)
+        return jobs
+
+    def all_waiting(self) -> list[Job]:
+        return list(self._waiting)
