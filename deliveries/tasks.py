@@ -14,6 +14,7 @@ from celery.signals import beat_init, worker_shutdown, worker_shutting_down
 
 from deliveries.keeping import housekeeping as house
 from deliveries.keeping import sweep as sweeping
+from deliveries.sending import pools  # noqa: F401 - connects its signal
 from deliveries.sending.worker import sender
 from deliveries.settling.settle import AWAY
 from deliveries.waking.queues import DELIVER

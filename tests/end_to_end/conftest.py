@@ -41,13 +41,19 @@ class Workers:
         self._environment = environment
         self._started: list[tuple[subprocess.Popen[bytes], Path]] = []
 
-    def worker(self, queues: str = "deliver,recover,maintenance", **variables: str) -> Any:
+    def worker(
+        self,
+        queues: str = "deliver,recover,maintenance",
+        *,
+        pool: str = "threads",
+        **variables: str,
+    ) -> Any:
         """A worker process, ready. `variables` are settings without their prefix."""
         return self._start(
             [
                 "worker",
                 "--pool",
-                "threads",
+                pool,
                 "--concurrency",
                 "32",
                 "--queues",
