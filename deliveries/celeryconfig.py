@@ -1,23 +1,27 @@
-"""Celery's own settings, with the reason for each."""
+"""Celery's own settings, with the reason for each.
+
+A project that has a Celery application already takes `task_routes` and `beat_schedule` into its
+Django settings, which cannot be asked for anything while they are being imported. So what needs
+them (`broker_url`, `broker_transport_options`) is computed when it is asked for.
+"""
+
+import os
+import sys
+from typing import Any
 
 from django.conf import settings
 
 from deliveries.waking.queues import DELIVER, MAINTENANCE
 from deliveries.waking.redis_address import RedisAddress
-from subscriptions.conf import conf
+from subscriptions.conf import WebhookSettings, conf
 
-_redis = RedisAddress.parse(settings.REDIS_URL)
-
-# `CELERY_BROKER_URL` of the Django settings, or the Redis that holds the wake-up flags.
-broker_url = getattr(settings, "CELERY_BROKER_URL", "") or _redis.broker_url
 # The first connection of a worker or beat may come before the broker is up; wait for it.
 broker_connection_retry_on_startup = True
 # And a worker never gives up on one that went away.
 broker_connection_max_retries = None
 # A publisher never waits for a broker that is gone: the rows are committed, the sweep finds them.
 broker_connection_timeout = 0.5
-broker_transport_options = {
-    **(_redis.transport_options if broker_url == _redis.broker_url else {}),
+_broker_transport_options = {
     "socket_connect_timeout": 0.5,
     "socket_timeout": 0.5,
     "socket_keepalive": True,
@@ -46,12 +50,21 @@ worker_send_task_events = False
 timezone = "UTC"
 enable_utc = True
 
+
+def _sweep_interval() -> float:
+    """By the Django settings, or by the environment where it is they that import this module."""
+    module = os.environ.get("DJANGO_SETTINGS_MODULE")
+    if not settings.configured and module in sys.modules:
+        return WebhookSettings.from_env().sweep_interval
+    return conf().sweep_interval
+
+
 beat_scheduler = "deliveries.beat:Scheduler"
 beat_max_loop_interval = 1
 beat_schedule = {
     "webhooks: sweep": {
         "task": "deliveries.tasks.sweep",
-        "schedule": conf().sweep_interval,
+        "schedule": _sweep_interval(),
         # No `expires`: it is a time of day, and a worker whose clock is ahead would discard all.
         "options": {"queue": MAINTENANCE},
     },
@@ -61,3 +74,19 @@ beat_schedule = {
         "options": {"queue": MAINTENANCE},
     },
 }
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("broker_url", "broker_transport_options"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    redis = RedisAddress.parse(settings.REDIS_URL)
+    # `CELERY_BROKER_URL` of the Django settings, or the Redis that holds the wake-ups.
+    broker_url: str = getattr(settings, "CELERY_BROKER_URL", "") or redis.broker_url
+    if name == "broker_url":
+        return broker_url
+    sentinel = redis.transport_options if broker_url == redis.broker_url else {}
+    return {**sentinel, **_broker_transport_options}
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "broker_url", "broker_transport_options"]  # Celery takes what it finds here
