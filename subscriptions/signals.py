@@ -7,7 +7,7 @@ signal sends none: what must not be missed belongs in the tables.
 
 `fuse_blown` and `fuse_reset` (`sender=None`) say that circuits stopped, and go on, tripping.
 
-The last four are the project's own and run inside the transaction that makes the change, so
+The last five are the project's own and run inside the transaction that makes the change, so
 that deliveries follow their subscription's state or neither changes.
 """
 
@@ -31,6 +31,8 @@ subscriptions_tripped = Signal()
 subscriptions_stopped = Signal()
 subscriptions_enabled = Signal()
 subscriptions_repointed = Signal()
+# Sent for active subscriptions; the receiver returns the ids of those whose backoff it ended.
+backoff_reset = Signal()
 
 # Who sends the signals. A worker's settle stage hands them to a thread of their own: a receiver
 # of the signal that writes an e-mail must not hold up everybody's results, nor use the connection

@@ -18,6 +18,7 @@ from django.dispatch import receiver
 from deliveries.waking.wakeups import wake
 from subscriptions.models import Subscription
 from subscriptions.signals import (
+    backoff_reset,
     subscriptions_enabled,
     subscriptions_repointed,
     subscriptions_stopped,
@@ -203,6 +204,24 @@ def _release_on_enable(*, subscription_ids: list[UUID], discard_held: bool, **_:
         discard_from_now_on(subscription_ids)
     elif release(subscription_ids):
         transaction.on_commit(partial(wake, subscription_ids))
+
+
+@receiver(backoff_reset)
+def _end_backoff(*, subscription_ids: list[UUID], **_: Any) -> list[UUID]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT subscription_id FROM deliveries_lane
+            WHERE subscription_id = ANY(%s::uuid[]) AND (failures > 0 OR resume_at > now())
+            ORDER BY subscription_id FOR UPDATE
+            """,
+            [subscription_ids],
+        )
+        backing_off = [row[0] for row in cursor.fetchall()]
+    if backing_off:
+        start_gently(backing_off)
+        transaction.on_commit(partial(wake, backing_off))
+    return backing_off
 
 
 @receiver(subscriptions_repointed)

@@ -24,6 +24,7 @@ from subscriptions.circuit.statements import (
     record,
     record_failed_probe,
     reset,
+    reset_backoff,
 )
 
 __all__ = [
@@ -37,5 +38,6 @@ __all__ = [
     "record",
     "record_failed_probe",
     "reset",
+    "reset_backoff",
     "tally",
 ]

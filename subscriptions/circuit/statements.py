@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from django.db import connection, transaction
 
@@ -168,10 +169,12 @@ def reset(
 
     Clears `auto_disabled_at`, `consecutive_failures` and `last_error`. Their held deliveries
     are sent, gently at first, or discarded. Harmless on what is enabled already; a second call
-    changes nothing. With `epoch`, only a circuit that is still in it (a probe's success).
+    changes nothing. Those that are active and backing off are sent to at once (`reset_backoff`).
+    With `epoch`, only a circuit that is still in it (a probe's success).
     """
+    ids = list(subscription_ids)
     with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute(_RESET, {"ids": list(subscription_ids), "epoch": epoch})
+        cursor.execute(_RESET, {"ids": ids, "epoch": epoch})
         rows = cursor.fetchall()
         enabled = [row[0] for row in rows]
         # A probe's success is an answer. An operator's reset says nothing of our network.
@@ -184,7 +187,33 @@ def reset(
                 tripped_ids=[row[0] for row in rows if row[1]],
                 discard_held=discard_held,
             )
+        if epoch is None:
+            reset_backoff(set(ids).difference(enabled))
     return enabled
+
+
+def reset_backoff(subscription_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
+    """Have active subscriptions that are backing off sent to at once; returns which those were.
+
+    Gently, one request at first. Results of requests that are in flight count for nothing then.
+    Harmless on all others; a second call changes nothing.
+    """
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT id FROM subscriptions_subscription WHERE id = ANY(%s::uuid[]) AND enabled "
+            "ORDER BY id FOR NO KEY UPDATE",
+            [list(subscription_ids)],
+        )
+        active = [row[0] for row in cursor.fetchall()]
+        if not active:
+            return []
+        answers: list[tuple[Any, Any]] = signals.backoff_reset.send(
+            sender=None, subscription_ids=active
+        )
+        backing_off = sorted({key for _, ids in answers for key in ids})
+        if backing_off:
+            begin_epoch(backing_off)
+    return backing_off
 
 
 _PAUSE = """

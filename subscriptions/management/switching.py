@@ -29,11 +29,11 @@ class SwitchingCommand(OperatorCommand):
         subscriptions: Iterable[Subscription],
         changed_ids: Iterable[Any],
         *,
-        done: str,
+        done: dict[str, str],
         already: dict[str, str],
         as_json: bool,
     ) -> None:
-        """`already` says, for each state that was left alone, what there is to know."""
+        """`done` says what was changed and `already` what was left alone, by the state before."""
         changed = set(changed_ids)
         subscriptions = sorted(subscriptions, key=lambda one: one.name)
         if as_json:
@@ -50,6 +50,6 @@ class SwitchingCommand(OperatorCommand):
             return
         for one in subscriptions:
             if one.pk in changed:
-                self.stdout.write(f"{one.name}: {done}")
+                self.stdout.write(f"{one.name}: {done[one.state]}")
             else:
                 self.stdout.write(f"{one.name}: {already[one.state]}")

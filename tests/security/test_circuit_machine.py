@@ -135,6 +135,14 @@ class Circuit(RuleBasedStateMachine):
         row.enabled = True
         row.save()
 
+    @rule(enabled=st.booleans())
+    def update(self, enabled: bool) -> None:
+        if enabled:
+            self.model.reset()
+        else:
+            self.model.pause(tripped_too=False)
+        assert Subscription.objects.filter(pk=self.row.pk).update(enabled=enabled) == 1
+
     @rule(tripped_too=st.booleans())
     def pause(self, tripped_too: bool) -> None:
         self.model.pause(tripped_too=tripped_too)

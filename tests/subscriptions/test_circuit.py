@@ -330,3 +330,19 @@ def test_trips_failed_probes_and_resets_have_one_line_each_in_the_log(
             "again.",
         ),
     ]
+
+
+def test_pauses_and_resumptions_have_one_line_each_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    subscription = make_subscription(name="billing")
+    with caplog.at_level("INFO", "subscriptions"):
+        circuit.pause([subscription.pk])
+        circuit.pause([subscription.pk])
+        circuit.reset([subscription.pk])
+        circuit.reset([subscription.pk])
+    named = f"Subscription billing ({subscription.pk})"
+    assert [(one.levelname, one.getMessage()) for one in caplog.records] == [
+        ("INFO", f"{named} was paused; what is pending is held."),
+        ("INFO", f"{named} was resumed."),
+    ]

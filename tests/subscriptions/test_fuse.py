@@ -198,3 +198,18 @@ def test_a_probe_that_is_answered_resets_it(many: list[Subscription], answer: st
     else:
         circuit.record_failed_probe(probed.pk, epoch, answer, answered=answer == "500")
     assert fuse.blown() == (answer in ("none", "too late"))
+
+
+def test_what_is_rolled_back_is_not_in_the_log(
+    many: list[Subscription], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "subscriptions"):
+        with pytest.raises(RuntimeError), transaction.atomic():
+            fail(*many)
+            raise RuntimeError
+        assert not fuse.blown()
+        assert caplog.records == []
+        fail(*many)
+        fuse.reset()
+        fuse.reset()
+    assert [one.levelname for one in caplog.records] == ["ERROR", "WARNING"]

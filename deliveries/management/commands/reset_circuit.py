@@ -16,7 +16,8 @@ from subscriptions.models import Subscription
 class Command(DiscardingCommand):
     help = (
         "Reset the circuit of tripped subscriptions: they are active again, and what was held is "
-        "sent, gently at first. Active and paused ones are left as they are."
+        "sent, gently at first. Active ones that are backing off are sent to at once. Paused ones "
+        "are left as they are."
     )
     examples = ("billing", "billing audit --discard-held", "--all")
 
@@ -38,6 +39,7 @@ class Command(DiscardingCommand):
         if options["discard_held"]:
             self.confirm_discard(tripped, options)
         changed = circuit.reset([one.pk for one in tripped], discard_held=options["discard_held"])
+        changed += circuit.reset_backoff([one.pk for one in chosen if one.state == "active"])
         if not chosen and not options["json"]:
             self.stdout.write("No subscription is tripped.")
             return
@@ -45,7 +47,10 @@ class Command(DiscardingCommand):
         self.report(
             chosen,
             changed,
-            done=f"reset; {held}",
+            done={
+                "tripped": f"reset; {held}",
+                "active": "its backoff has ended; what is due is sent",
+            },
             already={
                 "active": "already active; nothing to reset",
                 "paused": "paused, not tripped; `manage.py resume` makes it active",

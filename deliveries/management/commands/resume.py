@@ -38,7 +38,7 @@ class Command(DiscardingCommand):
         self.report(
             chosen,
             changed,
-            done=f"resumed; {held}",
+            done={"paused": f"resumed; {held}"},
             already={"active": "already active", "paused": "somebody else resumed it just now"},
             as_json=options["json"],
         )

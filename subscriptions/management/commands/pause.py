@@ -27,7 +27,7 @@ class Command(SwitchingCommand):
         self.report(
             chosen,
             changed,
-            done="paused; what was pending is held",
+            done=dict.fromkeys(("active", "tripped"), "paused; what was pending is held"),
             already=dict.fromkeys(("active", "paused", "tripped"), "already paused"),
             as_json=options["json"],
         )
