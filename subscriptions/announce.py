@@ -47,11 +47,12 @@ def _announce_each(subscription_ids: list[UUID], each: Callable[[Subscription], 
 
 def _tripped(subscription: Subscription) -> None:
     logger.warning(
-        "The circuit of subscription %s (%s) tripped after %d failures in a row; its "
+        "The circuit of subscription %s (%s) tripped after %d %s in a row; its "
         "deliveries are held. Last error: %s",
         subscription.name,
         subscription.pk,
         subscription.consecutive_failures,
+        "failure" if subscription.consecutive_failures == 1 else "failures",
         signals.one_line(subscription.last_error),
     )
     signals.circuit_tripped.send_robust(sender=Subscription, subscription=subscription)

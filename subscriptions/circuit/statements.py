@@ -280,9 +280,9 @@ WITH probed AS MATERIALIZED (
 UPDATE subscriptions_subscription s SET
     probe_count = least(probe_count + %(counts)s, 100), last_failure_at = now(),
     last_error = %(error)s, failing_by_network = s.failing_by_network AND NOT %(answered)s,
-    next_probe_at = now() + least(
+    next_probe_at = CASE WHEN recovery = 'automatic' THEN now() + least(
         %(max)s, %(first)s * power(2.0, least(probe_count + %(counts)s, 64))
-    ) * interval '1 second',
+    ) * interval '1 second' END,
     updated_at = now()
 FROM probed WHERE s.id = probed.id
 RETURNING probed.failing_by_network

@@ -283,6 +283,16 @@ def test_a_failed_probe_doubles_the_time_to_the_next() -> None:
     assert subscription.last_error == "refused"
 
 
+def test_a_failed_probe_plans_no_other_once_recovery_is_manual() -> None:
+    subscription = make_subscription()
+    trip(subscription)
+    subscription.recovery = "manual"
+    subscription.save()
+    circuit.record_failed_probe(subscription.pk, subscription.circuit_epoch, "refused")
+    subscription.refresh_from_db()
+    assert (subscription.probe_count, subscription.next_probe_at) == (1, None)
+
+
 def test_a_signal_receiver_that_raises_stops_nothing() -> None:
     def broken(**_: Any) -> None:
         raise RuntimeError("a receiver's own mistake")
