@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.db import IntegrityError, connection, transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -370,3 +371,25 @@ def test_a_change_of_the_circuit_needs_no_entry_in_the_index_of_patterns() -> No
             TABLES[0],
         )
     assert updates == heap_only == 5
+
+
+def test_the_migration_makes_lists_of_what_was_none_and_can_be_undone() -> None:
+    try:
+        call_command("migrate", "subscriptions", "0003", verbosity=0)
+        sql(MANY, 3)
+        for number, stored in enumerate(['"order.>"', '{"order.>": 1}', '["order.*"]'], start=1):
+            sql(
+                "UPDATE subscriptions_subscription SET topic_patterns = %s WHERE name = %s",
+                stored,
+                f"filling {number}",
+            )
+    finally:
+        call_command("migrate", verbosity=0)
+    found = dict(Subscription.objects.values_list("name", "topic_patterns"))
+    assert found == {
+        "filling 1": ["order.>"],
+        "filling 2": [{"order.>": 1}],
+        "filling 3": ["order.*"],
+    }
+    ids = dict(Subscription.objects.values_list("name", "id"))
+    assert matched("order.created") == {ids["filling 1"], ids["filling 3"]}

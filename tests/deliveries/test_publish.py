@@ -177,6 +177,23 @@ def test_a_wake_up_that_fails_fails_no_publish(
     assert caplog.text.count("no wake-up today") >= 2
 
 
+def test_postgresql_plans_the_statements_of_publishing_once(woken: list[Any]) -> None:
+    """By itself: five times for the parameters at hand, and then once for all."""
+    make_subscription()
+    with transaction.atomic():
+        for n in range(10):
+            publish("test.one", {"n": n})
+            publish_many([NewEvent(topic=f"test.{m}", payload={"n": n}) for m in range(n + 2)])
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT custom_plans, generic_plans FROM pg_prepared_statements "
+                "WHERE statement LIKE '%deliveries_publish%' AND statement NOT LIKE '%pg_prepared%'"
+            )
+            found = cursor.fetchall()
+    assert [custom for custom, _ in found] == [5, 5]
+    assert all(generic >= 5 for _, generic in found)
+
+
 SESSION = "SELECT name, setting FROM pg_settings WHERE source = 'session'"
 
 
