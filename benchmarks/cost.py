@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
+from measuring import wait_until
 
 _ROWS = """
 SELECT sum(n_tup_ins), sum(n_tup_upd), sum(n_tup_hot_upd), sum(n_tup_del), sum(n_dead_tup),
     (SELECT count(*) FROM deliveries_delivery)
-FROM pg_stat_user_tables WHERE relname LIKE 'deliveries\\_%'
+FROM pg_stat_user_tables WHERE schemaname = 'public' AND relname LIKE 'deliveries\\_%'
+"""
+_ADDED_UP = """
+SELECT n_tup_ins >= (SELECT count(*) FROM deliveries_delivery)
+FROM pg_stat_user_tables WHERE schemaname = 'public' AND relname = 'deliveries_delivery'
 """
 _NAMES = ("inserted", "updated", "updated_hot", "deleted", "dead")
 
@@ -26,6 +31,9 @@ def rows(connection: psycopg.Connection[Any]) -> dict[str, float]:
     Since the database was made; by processes that have ended, or have been idle for 10 s: that
     is when PostgreSQL adds up what a process did last.
     """
+    wait_until(
+        lambda: connection.execute(_ADDED_UP).fetchone() == (True,), 20, "statistics of all rows"
+    )
     row = connection.execute(_ROWS).fetchone()
     if row is None or not row[-1]:
         return {}

@@ -34,7 +34,7 @@ FLAT = 1.25
 _SIZES = """
 SELECT sum(pg_table_size(relid)), sum(pg_indexes_size(relid)), sum(n_live_tup), sum(n_dead_tup),
     sum(autovacuum_count)
-FROM pg_stat_user_tables WHERE relname LIKE 'deliveries\\_%'
+FROM pg_stat_user_tables WHERE schemaname = 'public' AND relname LIKE 'deliveries\\_%'
 """
 
 
