@@ -51,7 +51,11 @@ class Delivery(models.Model):
         DISCARDED = "discarded"
 
     event = models.ForeignKey(
-        Event, on_delete=models.DO_NOTHING, db_constraint=False, related_name="deliveries"
+        Event,
+        on_delete=models.DO_NOTHING,
+        db_constraint=False,
+        db_index=False,
+        related_name="deliveries",
     )
     subscription = models.ForeignKey(
         Subscription,
@@ -84,7 +88,26 @@ class Delivery(models.Model):
                 | (~Q(status="pending") & Q(next_attempt_at=None)),
             ),
         ]
+        # Settling a delivery changes its status, so it makes a new entry in every index that the
+        # new row belongs in: an index over all rows costs each delivery two entries, one of the
+        # unsuccessful only costs the successful nothing.
         indexes: ClassVar = [
+            # An event's deliveries. (The index that Django makes for a foreign key to a text
+            # comes with a second one, for LIKE, which nobody asks.)
+            models.Index(fields=["event"], name="delivery_event"),
+            # A subscription's deliveries, newest first.
+            models.Index(fields=["subscription", "id"], name="delivery_of_subscription"),
+            # Those that failed or were discarded, of everybody and of one subscription.
+            models.Index(
+                fields=["status", "id"],
+                name="delivery_unsuccessful",
+                condition=Q(status__in=["failed", "discarded"]),
+            ),
+            models.Index(
+                fields=["subscription", "status", "id"],
+                name="delivery_unsuccessful_of",
+                condition=Q(status__in=["failed", "discarded"]),
+            ),
             # What a claim and the sweep read: small, because most rows are finished.
             models.Index(
                 fields=["subscription", "next_attempt_at", "id"],
@@ -133,6 +156,13 @@ class Attempt(models.Model):
         constraints: ClassVar = [
             # Finds a delivery's attempts, and lets a result be written twice without harm.
             models.UniqueConstraint(fields=["delivery", "number"], name="attempt_number"),
+        ]
+        # For operators who ask what went wrong; a success costs them nothing.
+        indexes: ClassVar = [
+            models.Index(fields=["id"], name="attempt_answered", condition=Q(outcome="http")),
+            models.Index(
+                fields=["id"], name="attempt_unanswered", condition=Q(status_code__isnull=True)
+            ),
         ]
 
     def __str__(self) -> str:

@@ -12,7 +12,7 @@ from django.contrib.postgres.indexes import GinIndex
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, transaction
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.signals import post_save
 from django.dispatch import receiver
 from django.utils import timezone
@@ -190,6 +190,10 @@ class Subscription(models.Model):
                 fields=["next_probe_at"],
                 name="subscription_probe_due",
                 condition=Q(next_probe_at__isnull=False),
+            ),
+            # The admin's list: what needs an operator comes first.
+            models.Index(
+                F("auto_disabled_at").desc(nulls_last=True), F("name"), name="subscription_listed"
             ),
             # The fuse asks at each trip how many others there were in the last minutes.
             models.Index(

@@ -25,6 +25,7 @@ MAX_BODY_CHARACTERS = 100_000
 class EventAdmin(ReadOnlyAdmin):
     list_display = ("id", "topic", "type", "published")
     list_display_links = ("id",)
+    sortable_by = ("id", "published")
     ordering = ("-created_at",)
     search_fields = ("id",)
     search_help_text = "The event’s id, in full"

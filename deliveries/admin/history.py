@@ -26,6 +26,7 @@ from deliveries.admin.readonly import (
     ChosenDelivery,
     ChosenEvent,
     ChosenSubscription,
+    IndexedChangeList,
     OutcomeFilter,
     ReadOnlyAdmin,
 )
@@ -48,11 +49,16 @@ _STATUS_KINDS = {
     Delivery.Status.DISCARDED: "idle",
 }
 
+_ORDER_OF_OPEN = {
+    "pending": ("subscription_id", "next_attempt_at", "id"),
+    "held": ("subscription_id", "id"),
+}
+
 admin.site.unregister(Subscription)
 admin.site.register(Subscription, SubscriptionWithDeliveriesAdmin)
 
 
-class DeliveryChangeList(ChangeList):
+class DeliveryChangeList(IndexedChangeList):
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         page: list[Delivery] = list(self.result_list)
@@ -104,6 +110,14 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return DeliveryChangeList
+
+    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
+        # Open deliveries come in the order of their indexes, which is the next due first: one more
+        # index, for the newest first, would cost every delivery.
+        return _ORDER_OF_OPEN.get(request.GET.get("status__exact", ""), ("-id",))
+
+    def get_sortable_by(self, request: HttpRequest) -> tuple[str, ...]:
+        return () if request.GET.get("status__exact") in _ORDER_OF_OPEN else ("id", "created")
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Delivery], search_term: str
@@ -203,7 +217,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
             )
             self.message_user(request, text % left, messages.WARNING)
 
-    @admin.display(description="status", ordering="status")
+    @admin.display(description="status")
     def status_now(self, delivery: Delivery) -> SafeString:
         status = Delivery.Status(delivery.status)
         return chip(str(status.label), _STATUS_KINDS[status], delivery.last_error)
@@ -224,7 +238,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
     def event_link(self, delivery: Delivery) -> SafeString:
         return link(delivery.event_id, page_of(Event), delivery.event_id)
 
-    @admin.display(description="attempts", ordering="attempt_count")
+    @admin.display(description="attempts")
     def attempts_link(self, delivery: Delivery) -> SafeString | int:
         if not delivery.attempt_count:
             return 0
@@ -294,6 +308,7 @@ class AttemptAdmin(ReadOnlyAdmin):
         "remote_address",
         "started",
     )
+    sortable_by = ("id", "started")
     list_filter = (OutcomeFilter, ChosenDelivery)
     search_fields = ("id",)
     search_help_text = "The id of a delivery or of an event, in full"
@@ -322,7 +337,7 @@ class AttemptAdmin(ReadOnlyAdmin):
             ids.add(int(term))
         return queryset.filter(delivery_id__in=ids), False
 
-    @admin.display(description="outcome", ordering="outcome")
+    @admin.display(description="outcome")
     def outcome_now(self, attempt: Attempt) -> SafeString:
         return _outcome_chip(attempt)
 
@@ -340,7 +355,7 @@ class AttemptAdmin(ReadOnlyAdmin):
             return "–"
         return format_html('<pre class="body">{}</pre>', attempt.response_body)
 
-    @admin.display(description="took", ordering="duration_ms")
+    @admin.display(description="took")
     def duration(self, attempt: Attempt) -> str:
         return f"{attempt.duration_ms:,} ms"
 

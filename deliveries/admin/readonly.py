@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -14,9 +15,19 @@ from subscriptions.admin.careful import CarefulAdmin
 from subscriptions.models import Subscription
 
 
-class ReadOnlyAdmin(CarefulAdmin):
-    """Rows that only the sender writes."""
+class IndexedChangeList(ChangeList):
+    """Sorts by what `sortable_by` names, whatever the address asks for: the rest has no index."""
 
+    def get_ordering_field(self, field_name: Any) -> Any:
+        if field_name not in (self.sortable_by or ()):
+            return None
+        return super().get_ordering_field(field_name)
+
+
+class ReadOnlyAdmin(CarefulAdmin):
+    """Rows that only the sender writes. A subclass names in `sortable_by` what has an index."""
+
+    sortable_by: ClassVar[tuple[str, ...]] = ()
     change_form_template = "admin/deliveries/readonly_change_form.html"
     list_per_page = 50
     ordering = ("-id",)
@@ -26,6 +37,9 @@ class ReadOnlyAdmin(CarefulAdmin):
 
     class Media:
         css: ClassVar = {"all": ["subscriptions/admin.css"]}
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return IndexedChangeList
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

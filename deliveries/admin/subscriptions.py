@@ -18,6 +18,8 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import ngettext
 
+from deliveries.admin.pagination import EstimatingPaginator
+from deliveries.admin.readonly import IndexedChangeList
 from deliveries.keeping.backlog import (
     Backlog,
     Backoff,
@@ -37,7 +39,7 @@ from subscriptions.models import Subscription
 MAX_TESTS = 50
 
 
-class BacklogChangeList(ChangeList):
+class BacklogChangeList(IndexedChangeList):
     """Looks up the backlogs and the lanes of all subscriptions of the page, in one query each."""
 
     def get_results(self, request: HttpRequest) -> None:
@@ -53,6 +55,8 @@ class BacklogChangeList(ChangeList):
 
 class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
     list_display = (*SubscriptionAdmin.list_display[:-1], "waiting", "error")
+    paginator = EstimatingPaginator
+    show_full_result_count = False
     how_it_goes = (*SubscriptionAdmin.how_it_goes, "sending_now", "waiting_now")
     readonly_fields: ClassVar[tuple[str, ...]] = (
         *SubscriptionAdmin.readonly_fields,
@@ -73,7 +77,7 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
             request, {**(extra_context or {}), "fuse_blown_at": blown_at}
         )
 
-    @admin.display(description="state", ordering="auto_disabled_at")
+    @admin.display(description="state")
     def state_now(self, one: Subscription) -> SafeString:
         waits = _backoff(one)
         if waits is None or one.state != "active":

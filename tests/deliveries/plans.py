@@ -37,19 +37,25 @@ class Plan:
 
 @dataclass
 class Plans:
-    """Explains what is executed in the block of `watched`, by any thread."""
+    """Explains what is executed in the block of `watched`, by any thread.
+
+    `rows_read`: how many rows the block read, of all tables and indexes.
+    """
 
     found: list[Plan] = field(default_factory=list)
     watching: bool = False
+    rows_read: int = 0
 
     @contextmanager
     def watched(self) -> Iterator[list[Plan]]:
         """The plans of the block's statements, complete when it is over."""
+        rows = RowsRead()
         self.found, self.watching = [], True
         try:
             yield self.found
         finally:
             self.watching = False
+        self.rows_read = rows.so_far()
 
     def __call__(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         """Wraps Django's execution of a statement: `EXPLAIN` comes first, in the same transaction.
@@ -80,7 +86,11 @@ class Plans:
                     squared=any(_is_square(node) for node in nodes),
                 )
             )
-        return execute(sql, params, many, context)
+        answered = execute(sql, params, many, context)
+        if self.watching and not named:
+            # This connection's statistics are written down when its transaction ends.
+            context["cursor"].cursor.connection.execute("SELECT pg_stat_force_next_flush()")
+        return answered
 
 
 def _explain(cursor: Any, text: str, params: Any) -> Any:
@@ -123,7 +133,10 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 class RowsRead:
-    """How many rows the statements of this thread's connection read, of all tables and indexes."""
+    """How many rows were read, of all tables and indexes.
+
+    By this thread's connection; and by those of others that have written down their statistics.
+    """
 
     def __init__(self) -> None:
         self._before = self._total()

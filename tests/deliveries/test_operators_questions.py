@@ -1,0 +1,149 @@
+"""What an operator asks is answered by reading some pages' worth of rows, however old the answer.
+
+The tables hold 30,000 deliveries of 2,000 subscriptions, newer than what is looked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import Client
+
+from deliveries.admin import pagination
+from deliveries.models import Delivery
+from subscriptions.models import Subscription
+from tests.commands import run_json
+from tests.deliveries.plans import RowsRead
+from tests.deliveries.test_query_plans import FILL, analyse
+from tests.factories import make_subscription
+from tests.subscriptions.test_commands import trip
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("ordered", "uncounted"),
+    pytest.mark.filterwarnings("ignore:No directory at:UserWarning"),
+]
+
+EVENTS = "/admin/deliveries/event/"
+DELIVERIES = "/admin/deliveries/delivery/"
+ATTEMPTS = "/admin/deliveries/attempt/"
+SUBSCRIPTIONS = "/admin/subscriptions/subscription/"
+STATUSES = ("pending", "held", "failed", "discarded", "succeeded")
+
+# A page shows 50 rows; for each its event, its subscription and its lane are looked up.
+A_PAGE = 500
+
+# 60 deliveries of each status and 2,000 more that succeeded; 2,000 of another subscription in
+# each status that is not finished well.
+OLD = """
+INSERT INTO deliveries_event (id, topic, type, body, created_at)
+SELECT 'old-' || n, 'old.one', '', '{}', now() - interval '40 days' + n * interval '1 second'
+FROM generate_series(1, 2000) n;
+
+INSERT INTO deliveries_delivery (
+    event_id, subscription_id, status, next_attempt_at, attempt_count, retries_used, last_error,
+    created_at, held_at, finished_at
+)
+SELECT 'old-' || n, subscription_id, status, CASE WHEN status = 'pending' THEN now() END, 1, 0, '',
+    now() - interval '40 days', CASE WHEN status = 'held' THEN now() END,
+    CASE WHEN status NOT IN ('pending', 'held') THEN now() - interval '40 days' END
+FROM (VALUES
+    (%(mine)s::uuid, 'pending', 60), (%(mine)s, 'held', 60), (%(mine)s, 'failed', 60),
+    (%(mine)s, 'discarded', 60), (%(mine)s, 'succeeded', 2000),
+    (%(other)s, 'pending', 2000), (%(other)s, 'held', 2000), (%(other)s, 'failed', 2000),
+    (%(other)s, 'discarded', 2000)
+) AS made (subscription_id, status, count), generate_series(1, made.count) n;
+
+INSERT INTO deliveries_attempt (
+    delivery_id, number, outcome, status_code, error, response_body, remote_address, started_at,
+    duration_ms
+)
+SELECT id, 2, CASE WHEN mod(id, 2) = 0 THEN 'http' ELSE 'timeout' END,
+    CASE WHEN mod(id, 2) = 0 THEN 503 END, '', '', '', created_at, 1
+FROM deliveries_delivery WHERE status = 'failed';
+"""
+
+
+@pytest.fixture
+def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted, and for how long, is the paginator's affair: here all is estimated."""
+    monkeypatch.setattr(pagination, "WORTH_COUNTING", -1)
+
+
+@pytest.fixture
+def mine(transactional_db: None) -> Subscription:
+    mine = make_subscription(name="mine", topic_patterns=["nothing.else"])
+    other = make_subscription(name="other", topic_patterns=["nothing.else"])
+    with connection.cursor() as cursor:
+        cursor.execute(OLD, {"mine": mine.pk, "other": other.pk})
+        cursor.execute(FILL)
+    analyse()
+    return mine
+
+
+def shown(client: Client, url: str, **query: Any) -> list[Any]:
+    """The rows of the page, which are found by reading few."""
+    rows = RowsRead()
+    response = client.get(url, query)
+    assert rows.so_far() < A_PAGE, query
+    assert response.status_code == 200
+    return list(response.context["cl"].result_list)
+
+
+def test_the_deliveries_of_a_subscription_of_a_status_and_of_an_event(
+    admin_client: Client, mine: Subscription
+) -> None:
+    newest = Delivery.objects.filter(subscription=mine).order_by("-id")
+    assert shown(admin_client, DELIVERIES, subscription=mine.pk) == list(newest[:50])
+    for status in STATUSES:
+        found = shown(admin_client, DELIVERIES, status__exact=status)
+        assert {one.status for one in found} == {status}
+        assert len(found) == 50
+        found = shown(admin_client, DELIVERIES, status__exact=status, subscription=mine.pk)
+        assert {(one.status, one.subscription_id) for one in found} == {(status, mine.pk)}
+        assert len(found) == 50
+        if status == "pending":  # the next due first
+            assert found == sorted(found, key=lambda one: (one.next_attempt_at, one.pk))
+    for query in ({"event": "old-1"}, {"q": "old-1"}):
+        assert {one.event_id for one in shown(admin_client, DELIVERIES, **query)} == {"old-1"}
+
+
+def test_the_attempts_that_went_wrong(admin_client: Client, mine: Subscription) -> None:
+    for outcome, code in (("http", 503), ("none", None)):
+        found = shown(admin_client, ATTEMPTS, outcome=outcome)
+        assert {one.status_code for one in found} == {code}
+        assert len(found) == 50
+    delivery = found[0].delivery_id
+    found = shown(admin_client, ATTEMPTS, delivery=delivery)
+    assert {one.delivery_id for one in found} == {delivery}
+
+
+def test_nothing_is_sorted_that_has_no_index(admin_client: Client, mine: Subscription) -> None:
+    """Whatever columns the address asks for."""
+    for url in (DELIVERIES, EVENTS, ATTEMPTS):
+        for column in range(9):
+            for order in (f"{column}", f"-{column}"):
+                assert len(shown(admin_client, url, o=order)) == 50
+
+
+def test_the_subscriptions_that_need_an_operator_first(
+    admin_client: Client, mine: Subscription
+) -> None:
+    trip(mine)
+    # What waits is counted for each subscription of the page; that is not the question here.
+    Delivery.objects.filter(status__in=["pending", "held"]).delete()
+    analyse()
+    assert shown(admin_client, SUBSCRIPTIONS)[0] == mine
+    for column in range(9):
+        for order in (f"{column}", f"-{column}"):
+            assert len(shown(admin_client, SUBSCRIPTIONS, o=order)) == 100
+
+
+def test_a_replay_of_a_subscription_reads_what_it_replays(mine: Subscription) -> None:
+    rows = RowsRead()
+    assert run_json("replay", "--subscription", "mine", "--dry-run") == {"chosen": 120}
+    assert run_json("replay", "--subscription", "mine")["pending"] == 120
+    # Each is found, locked and changed: a few reads.
+    assert rows.so_far() < 120 * 10
