@@ -27,27 +27,27 @@ PREFIX = "WEBHOOKS_"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def _whole(least: int, most: int = 10**12) -> Callable[[str], int]:
+def _whole(minimum: int, maximum: int = 10**12) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            raise ValueError(f"a whole number from {least} to {most}") from None
-        if not least <= value <= most:
-            raise ValueError(f"a whole number from {least} to {most}")
+            raise ValueError(f"a whole number from {minimum} to {maximum}") from None
+        if not minimum <= value <= maximum:
+            raise ValueError(f"a whole number from {minimum} to {maximum}")
         return value
 
     return parse
 
 
-def _seconds(least: float, most: float = 10**9) -> Callable[[str], float]:
+def _seconds(minimum: float, maximum: float = 10**9) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not least <= value <= most:
-            raise ValueError(f"a number of seconds from {least:g} to {most:g}")
+        if not minimum <= value <= maximum:
+            raise ValueError(f"a number of seconds from {minimum:g} to {maximum:g}")
         return value
 
     return parse

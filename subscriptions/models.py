@@ -106,7 +106,7 @@ class SubscriptionQuerySet(models.QuerySet["Subscription"]):
         """As Django's; each new subscription gets a signing secret."""
         with transaction.atomic(using=self.db):
             made = super().bulk_create(objs, *args, **kwargs)
-            _give_secrets([one.pk for one in made])
+            _give_secrets([subscription.pk for subscription in made])
         return made
 
 
@@ -362,8 +362,8 @@ def _give_secrets(subscription_ids: Iterable[uuid.UUID]) -> None:
     """A new signing secret for each of these that has none."""
     bare = Subscription.objects.filter(pk__in=subscription_ids, secrets=None)
     SigningSecret.objects.bulk_create(
-        SigningSecret(subscription_id=one, ciphertext=_new_ciphertext())
-        for one in bare.values_list("pk", flat=True)
+        SigningSecret(subscription_id=key, ciphertext=_new_ciphertext())
+        for key in bare.values_list("pk", flat=True)
     )
 
 

@@ -257,7 +257,7 @@ def _pause(subscription_ids: Iterable[uuid.UUID], *, tripped_too: bool) -> list[
 def begin_epoch(subscription_ids: Iterable[uuid.UUID], *, new_receiver: bool = False) -> None:
     """Make results of requests that are in flight now count for nothing.
 
-    `new_receiver`: the URL is another, so what the old one asked for, a rest say, is over.
+    `new_receiver`: the URL is another, so a backoff that the old one asked for is over.
     """
     ids = list(subscription_ids)
     with transaction.atomic(), connection.cursor() as cursor:

@@ -122,8 +122,9 @@ def find_all(names_or_ids: Iterable[str]) -> list[Subscription]:
         except Subscription.DoesNotExist:
             unknown.append(name_or_id)
     if unknown:
+        names = ", ".join(repr(name[:100]) for name in unknown)
         raise CommandError(
-            f"No subscription has the name or id {', '.join(repr(one[:100]) for one in unknown)}; "
+            f"No subscription has the name or id {names}; "
             "nothing was done. `manage.py subscriptions` lists them."
         )
     return list(found.values())
@@ -137,12 +138,12 @@ def secret_argument(text: str) -> str:
         raise ArgumentTypeError(str(error)) from None
 
 
-def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from `least` to `most`."""
+def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `minimum` to `maximum`."""
 
     def parse_number(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
-            raise ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+        if not (text.isascii() and text.isdigit()) or not minimum <= int(text) <= maximum:
+            raise ArgumentTypeError(f"{text!r} is not a whole number from {minimum} to {maximum}")
         return int(text)
 
     return parse_number

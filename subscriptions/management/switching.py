@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 from django.core.management.base import CommandParser
@@ -35,21 +36,23 @@ class SwitchingCommand(OperatorCommand):
     ) -> None:
         """`done` says what was changed and `already` what was left alone, by the state before."""
         changed = set(changed_ids)
-        subscriptions = sorted(subscriptions, key=lambda one: one.name)
+        subscriptions = sorted(subscriptions, key=attrgetter("name"))
         if as_json:
+            by_change: dict[bool, list[Subscription]] = {True: [], False: []}
+            for subscription in subscriptions:
+                by_change[subscription.pk in changed].append(subscription)
             self.write_json(
                 {
-                    "changed": [one.name for one in subscriptions if one.pk in changed],
+                    "changed": [subscription.name for subscription in by_change[True]],
                     "unchanged": [
-                        {"name": one.name, "state": one.state}
-                        for one in subscriptions
-                        if one.pk not in changed
+                        {"name": subscription.name, "state": subscription.state}
+                        for subscription in by_change[False]
                     ],
                 }
             )
             return
-        for one in subscriptions:
-            if one.pk in changed:
-                self.stdout.write(f"{one.name}: {done[one.state]}")
+        for subscription in subscriptions:
+            if subscription.pk in changed:
+                self.stdout.write(f"{subscription.name}: {done[subscription.state]}")
             else:
-                self.stdout.write(f"{one.name}: {already[one.state]}")
+                self.stdout.write(f"{subscription.name}: {already[subscription.state]}")

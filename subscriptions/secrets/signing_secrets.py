@@ -13,8 +13,8 @@ from functools import lru_cache
 PREFIX = "whsec_"
 GENERATED_BYTES = 32
 # Standard Webhooks, "Signature scheme": between 24 bytes (192 bits) and 64 bytes (512 bits).
-LEAST_BYTES = 24
-MOST_BYTES = 64
+MIN_BYTES = 24
+MAX_BYTES = 64
 
 
 class InvalidSecret(ValueError):
@@ -38,7 +38,7 @@ def parse(text: object) -> str:
     if not secret.startswith(PREFIX):
         raise InvalidSecret(
             f"The secret does not begin with {PREFIX}. Write {PREFIX} and the base64 of "
-            f"{LEAST_BYTES} to {MOST_BYTES} random bytes."
+            f"{MIN_BYTES} to {MAX_BYTES} random bytes."
         )
     encoded = secret[len(PREFIX) :]
     try:
@@ -50,10 +50,10 @@ def parse(text: object) -> str:
             f"What follows {PREFIX} is not standard base64 with its padding (A-Z, a-z, 0-9, "
             f"+, / and a closing =). Copy the secret again, whole."
         )
-    if not LEAST_BYTES <= len(key) <= MOST_BYTES:
+    if not MIN_BYTES <= len(key) <= MAX_BYTES:
         raise InvalidSecret(
-            f"The secret holds {len(key)} bytes; Standard Webhooks asks for {LEAST_BYTES} to "
-            f"{MOST_BYTES}."
+            f"The secret holds {len(key)} bytes; Standard Webhooks asks for {MIN_BYTES} to "
+            f"{MAX_BYTES}."
         )
     return secret
 

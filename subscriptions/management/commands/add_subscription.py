@@ -105,7 +105,7 @@ class Command(OperatorCommand):
             )
         except ValidationError as error:
             # A name that is taken is a name that could have been given.
-            codes = {one.code for errors in error.error_dict.values() for one in errors}
+            codes = {each.code for errors in error.error_dict.values() for each in errors}
             raise CommandError(
                 sentence(error), returncode=1 if codes == {"unique"} else 2
             ) from None

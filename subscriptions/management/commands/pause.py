@@ -23,7 +23,7 @@ class Command(SwitchingCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         chosen = find_all(options["names"])
-        changed = circuit.pause([one.pk for one in chosen])
+        changed = circuit.pause([subscription.pk for subscription in chosen])
         self.report(
             chosen,
             changed,

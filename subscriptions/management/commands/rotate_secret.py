@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.core.management.base import CommandParser
+from django.db.models import Max
 
 from subscriptions.management.base import (
     OperatorCommand,
@@ -44,10 +45,7 @@ class Command(OperatorCommand):
         subscription = find_one(options["name"])
         old = [secret.pk for secret in subscription.secrets.live()]
         secret = subscription.rotate_secret(options["secret"], overlap=options["overlap"])
-        ends = max(
-            (one.expires_at for one in subscription.secrets.filter(pk__in=old) if one.expires_at),
-            default=None,
-        )
+        ends = subscription.secrets.filter(pk__in=old).aggregate(ends=Max("expires_at"))["ends"]
         shown = secret if options["secret"] is None else None
         if options["json"]:
             self.write_json({"name": subscription.name, "secret": shown, "old_ends_at": ends})
