@@ -63,16 +63,18 @@ class DeliveryChangeList(IndexedChangeList):
         super().get_results(request)
         page: list[Delivery] = list(self.result_list)
         topics = dict(
-            Event.objects.filter(pk__in={one.event_id for one in page}).values_list("pk", "topic")
+            Event.objects.filter(pk__in={delivery.event_id for delivery in page}).values_list(
+                "pk", "topic"
+            )
         )
-        ids = {one.subscription_id for one in page}
+        ids = {delivery.subscription_id for delivery in page}
         subscriptions = Subscription.objects.in_bulk(ids)
         lanes = Lane.objects.in_bulk(ids)
-        for one in page:
-            one.topic = topics.get(one.event_id, "–")  # type: ignore[attr-defined]
-            one.known = (  # type: ignore[attr-defined]
-                subscriptions.get(one.subscription_id),
-                lanes.get(one.subscription_id),
+        for delivery in page:
+            delivery.topic = topics.get(delivery.event_id, "–")  # type: ignore[attr-defined]
+            delivery.known = (  # type: ignore[attr-defined]
+                subscriptions.get(delivery.subscription_id),
+                lanes.get(delivery.subscription_id),
             )
         self.result_list = page
 
@@ -112,7 +114,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
         return DeliveryChangeList
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
-        # Open deliveries come in the order of their indexes, which is the next due first: one more
+        # Open deliveries are listed in the order of their indexes, the next due first: another
         # index, for the newest first, would cost every delivery.
         return _ORDER_OF_OPEN.get(request.GET.get("status__exact", ""), ("-id",))
 
@@ -278,13 +280,13 @@ class DeliveryAdmin(ReadOnlyAdmin):
             "<tr><td>{}</td><td>{}</td><td>{}</td><td>{} ms</td><td>{}</td></tr>",
             (
                 (
-                    link(one.number, page_of(Attempt), one.pk),
-                    _outcome_chip(one),
-                    f"{one.started_at:%Y-%m-%d %H:%M:%S} UTC",
-                    f"{one.duration_ms:,}",
-                    short(one.error or one.response_body, 80),
+                    link(attempt.number, page_of(Attempt), attempt.pk),
+                    _outcome_chip(attempt),
+                    f"{attempt.started_at:%Y-%m-%d %H:%M:%S} UTC",
+                    f"{attempt.duration_ms:,}",
+                    short(attempt.error or attempt.response_body, 80),
                 )
-                for one in attempts
+                for attempt in attempts
             ),
         )
         if not rows:
@@ -349,7 +351,7 @@ class AttemptAdmin(ReadOnlyAdmin):
     def what(self, attempt: Attempt) -> SafeString | str:
         return short(attempt.error or attempt.response_body)
 
-    @admin.display(description="answer’s beginning")
+    @admin.display(description="start of the answer")
     def answer(self, attempt: Attempt) -> SafeString | str:
         if not attempt.response_body:
             return "–"

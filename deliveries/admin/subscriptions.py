@@ -45,11 +45,11 @@ class BacklogChangeList(IndexedChangeList):
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         page: list[Subscription] = list(self.result_list)
-        waiting = backlogs(one.pk for one in page)
-        lanes = Lane.objects.in_bulk([one.pk for one in page])
-        for one in page:
-            one.backlog = waiting.get(one.pk, Backlog())  # type: ignore[attr-defined]
-            one.known_lane = lanes.get(one.pk)  # type: ignore[attr-defined]
+        waiting = backlogs(subscription.pk for subscription in page)
+        lanes = Lane.objects.in_bulk([subscription.pk for subscription in page])
+        for subscription in page:
+            subscription.backlog = waiting.get(subscription.pk, Backlog())  # type: ignore[attr-defined]
+            subscription.known_lane = lanes.get(subscription.pk)  # type: ignore[attr-defined]
         self.result_list = page
 
 
@@ -78,35 +78,35 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
         )
 
     @admin.display(description="state")
-    def state_now(self, one: Subscription) -> SafeString:
-        waits = _backoff(one)
-        if waits is None or one.state != "active":
-            return super().state_now(one)
+    def state_now(self, subscription: Subscription) -> SafeString:
+        waits = _backoff(subscription)
+        if waits is None or subscription.state != "active":
+            return super().state_now(subscription)
         return chip(f"Backing off {timezone.localtime(waits.until):%H:%M}", "busy", str(waits))
 
     @admin.display(description="sending")
-    def sending_now(self, one: Subscription) -> str:
-        lane = _lane(one)
-        if waits := _backoff(one):
+    def sending_now(self, subscription: Subscription) -> str:
+        lane = _lane(subscription)
+        if waits := _backoff(subscription):
             return capfirst(str(waits))
         if lane is not None and is_sending(lane):
             return f"A worker is sending; its lease ends at {lane.lease_until:%H:%M:%S} UTC."
         return "Nothing just now."
 
     @admin.display(description="pending / held")
-    def waiting(self, one: Subscription) -> SafeString:
-        return _waiting(one, one.backlog)  # type: ignore[attr-defined]
+    def waiting(self, subscription: Subscription) -> SafeString:
+        return _waiting(subscription, subscription.backlog)  # type: ignore[attr-defined]
 
     @admin.display(description="pending / held")
-    def waiting_now(self, one: Subscription) -> SafeString:
-        return _waiting(one, backlogs([one.pk]).get(one.pk, Backlog()))
+    def waiting_now(self, subscription: Subscription) -> SafeString:
+        return _waiting(subscription, backlogs([subscription.pk]).get(subscription.pk, Backlog()))
 
     # What cannot be undone says how many deliveries it ends, and asks.
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         to_delete, counts, perms_needed, protected = super().get_deleted_objects(objs, request)
-        backlog = backlogs([one.pk for one in objs]).values()
-        ended = sum(one.pending + one.held for one in backlog)
+        backlog = backlogs([subscription.pk for subscription in objs]).values()
+        ended = sum(subscription.pending + subscription.held for subscription in backlog)
         what = "pending and held deliveries, which are discarded (and stay listed)"
         return to_delete, {**counts, what: f"{ended:,}"}, perms_needed, protected
 
@@ -118,9 +118,12 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
         if "confirmed" in request.POST:
             self.reset_tripped(request, everything, discard_held=True)
             return None
-        tripped = [one for one in everything if one.state == "tripped"]
-        backlog = backlogs([one.pk for one in tripped])
-        held = {one.pk: backlog.get(one.pk, Backlog()).held for one in tripped}
+        tripped = [subscription for subscription in everything if subscription.state == "tripped"]
+        backlog = backlogs([subscription.pk for subscription in tripped])
+        held = {
+            subscription.pk: backlog.get(subscription.pk, Backlog()).held
+            for subscription in tripped
+        }
         total = sum(held.values())
         question = ngettext(
             "%s held delivery will be discarded", "%s held deliveries will be discarded", total
@@ -132,7 +135,7 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
                 **self.admin_site.each_context(request),
                 "opts": self.opts,
                 "title": "Reset and discard?",
-                "rows": [(one, f"{held[one.pk]:,}") for one in tripped],
+                "rows": [(subscription, f"{held[subscription.pk]:,}") for subscription in tripped],
                 "question": question % f"{total:,}",
                 "unaffected": len(everything) - len(tripped),
                 "action_checkbox_name": ACTION_CHECKBOX_NAME,
@@ -173,38 +176,42 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
         self._test(request, subscriptions)
 
     def _test(self, request: HttpRequest, subscriptions: list[Subscription]) -> None:
-        for one, tested in zip(subscriptions, send_tests(subscriptions), strict=True):
+        for subscription, tested in zip(subscriptions, send_tests(subscriptions), strict=True):
             level = messages.SUCCESS if tested.succeeded else messages.ERROR
-            self.message_user(request, f"Test event to {one}: {tested}", level)
+            self.message_user(request, f"Test event to {subscription}: {tested}", level)
 
 
-def _lane(one: Subscription) -> Lane | None:
+def _lane(subscription: Subscription) -> Lane | None:
     """The lane, as the list has looked it up, or looked up now."""
-    if "known_lane" in vars(one):
-        lane: Lane | None = vars(one)["known_lane"]
+    if "known_lane" in vars(subscription):
+        lane: Lane | None = vars(subscription)["known_lane"]
         return lane
-    return Lane.objects.filter(pk=one.pk).first()
+    return Lane.objects.filter(pk=subscription.pk).first()
 
 
-def _backoff(one: Subscription) -> Backoff | None:
+def _backoff(subscription: Subscription) -> Backoff | None:
     """Nothing backs off on a paused subscription: nothing is sent to it anyway."""
-    return None if one.state == "paused" else backoff(_lane(one), one.last_error)
+    return (
+        None
+        if subscription.state == "paused"
+        else backoff(_lane(subscription), subscription.last_error)
+    )
 
 
-def _waiting(one: Subscription, backlog: Backlog) -> SafeString:
-    counts = _count(one, "pending", backlog), _count(one, "held", backlog)
-    if left := being_discarded(_lane(one)):
+def _waiting(subscription: Subscription, backlog: Backlog) -> SafeString:
+    counts = _count(subscription, "pending", backlog), _count(subscription, "held", backlog)
+    if left := being_discarded(_lane(subscription)):
         return format_html("{} / {} (discarding {})", *counts, f"{left:,}")
     return format_html("{} / {}", *counts)
 
 
-def _count(one: Subscription, status: str, backlog: Backlog) -> SafeString | str:
+def _count(subscription: Subscription, status: str, backlog: Backlog) -> SafeString | str:
     count: int = getattr(backlog, status)
     if not count:
         return "0"
     return link(
         f"{count:,}",
         "deliveries_delivery_changelist",
-        subscription=one.pk,
+        subscription=subscription.pk,
         status__exact=status,
     )

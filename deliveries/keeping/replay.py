@@ -56,9 +56,9 @@ RETURNING d.id, d.subscription_id, again.enabled
 def replay(delivery_ids: Sequence[int]) -> tuple[Replayed, set[int]]:
     """Send finished deliveries again; returns the numbers, and the ids of what was changed.
 
-    Retries begin anew, attempts go on counting. Deliveries of a tripped or paused subscription
-    are held, and go out when it is active again. Left alone: what is pending or held already, and
-    what belongs to a deleted subscription.
+    Retries start again at none, attempts go on counting. Deliveries of a tripped or paused
+    subscription are held, and go out when it is active again. Left as they are: those that are
+    pending or held already, and those of a deleted subscription.
 
     One transaction; workers are woken after it.
     """
@@ -122,10 +122,10 @@ def replay_chosen(chosen: Chosen) -> Iterator[Replayed]:
 def why_not(delivery_ids: Iterable[int]) -> dict[int, str]:
     """For deliveries that `replay` left alone: why, in words for operators."""
     ids = list(delivery_ids)
-    found = {one.pk: one for one in Delivery.objects.filter(pk__in=ids)}
+    found = {delivery.pk: delivery for delivery in Delivery.objects.filter(pk__in=ids)}
     existing = set(
         Subscription.objects.filter(
-            pk__in={one.subscription_id for one in found.values()}
+            pk__in={delivery.subscription_id for delivery in found.values()}
         ).values_list("pk", flat=True)
     )
     reasons = {}

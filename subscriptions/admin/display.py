@@ -64,12 +64,12 @@ def _age(seconds: float) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def short(text: str, most: int = 60) -> SafeString | str:
+def short(text: str, limit: int = 60) -> SafeString | str:
     """The beginning of a long text on one line, the whole as its title."""
     line = " ".join(text.split())
-    if len(line) <= most:
+    if len(line) <= limit:
         return line or "–"
-    return format_html('<span title="{}">{}</span>', text, Truncator(line).chars(most))
+    return format_html('<span title="{}">{}</span>', text, Truncator(line).chars(limit))
 
 
 def host(url: str) -> str:

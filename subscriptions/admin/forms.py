@@ -40,7 +40,7 @@ def _list_of_texts(text: str) -> list[str] | None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return value
     return None
 
@@ -131,7 +131,9 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
             chosen = [name for name in groups if set(groups[name]) <= set(map(str, patterns))]
             covered = {pattern for name in chosen for pattern in groups[name]}
             self.initial["groups"] = chosen
-            self.initial["topic_patterns"] = [one for one in patterns if one not in covered]
+            self.initial["topic_patterns"] = [
+                pattern for pattern in patterns if pattern not in covered
+            ]
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data

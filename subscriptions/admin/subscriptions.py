@@ -109,44 +109,46 @@ class SubscriptionAdmin(CarefulAdmin):
     # Columns and read-only fields.
 
     @admin.display(description="state")
-    def state_now(self, one: Subscription) -> SafeString:
-        return state_chip(one)
+    def state_now(self, subscription: Subscription) -> SafeString:
+        return state_chip(subscription)
 
     @admin.display(description="receiver")
-    def receiver(self, one: Subscription) -> SafeString:
-        return format_html('<span title="{}">{}</span>', one.url, short(host(one.url), 28))
+    def receiver(self, subscription: Subscription) -> SafeString:
+        return format_html(
+            '<span title="{}">{}</span>', subscription.url, short(host(subscription.url), 28)
+        )
 
     @admin.display(description="fails")
-    def failures(self, one: Subscription) -> int:
-        return one.consecutive_failures
+    def failures(self, subscription: Subscription) -> int:
+        return subscription.consecutive_failures
 
     @admin.display(description="last success")
-    def succeeded(self, one: Subscription) -> SafeString | str:
-        return ago(one.last_success_at)
+    def succeeded(self, subscription: Subscription) -> SafeString | str:
+        return ago(subscription.last_success_at)
 
     @admin.display(description="last failure")
-    def failed(self, one: Subscription) -> SafeString | str:
-        return ago(one.last_failure_at)
+    def failed(self, subscription: Subscription) -> SafeString | str:
+        return ago(subscription.last_failure_at)
 
     @admin.display(description="tripped")
-    def tripped(self, one: Subscription) -> SafeString | str:
-        return ago(one.auto_disabled_at)
+    def tripped(self, subscription: Subscription) -> SafeString | str:
+        return ago(subscription.auto_disabled_at)
 
     @admin.display(description="next probe")
-    def next_probe(self, one: Subscription) -> str:
-        if one.next_probe_at is None:
+    def next_probe(self, subscription: Subscription) -> str:
+        if subscription.next_probe_at is None:
             return "–"
-        return f"{one.next_probe_at:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{subscription.next_probe_at:%Y-%m-%d %H:%M:%S} UTC"
 
     @admin.display(description="last error")
-    def error(self, one: Subscription) -> SafeString | str:
-        return short(one.last_error, 45)
+    def error(self, subscription: Subscription) -> SafeString | str:
+        return short(subscription.last_error, 45)
 
     @admin.display(description="signing secrets")
-    def signing_secrets(self, one: Subscription) -> SafeString | str:
-        secrets = list(one.secrets.live())
+    def signing_secrets(self, subscription: Subscription) -> SafeString | str:
+        secrets = list(subscription.secrets.live())
         if not secrets:
-            return "None: nothing can be sent. Rotate the secret to make one."
+            return "None: nothing can be sent. Rotate the secret to make subscription."
         return format_html_join(
             "",
             "<div>Made {}{}</div>",
@@ -248,8 +250,10 @@ class SubscriptionAdmin(CarefulAdmin):
         self, request: HttpRequest, chosen: Sequence[Subscription], *, discard_held: bool
     ) -> None:
         """Reset those of `chosen` that are tripped, and report it."""
-        tripped = [one for one in chosen if one.state == "tripped"]
-        changed = circuit.reset([one.pk for one in tripped], discard_held=discard_held)
+        tripped = [subscription for subscription in chosen if subscription.state == "tripped"]
+        changed = circuit.reset(
+            [subscription.pk for subscription in tripped], discard_held=discard_held
+        )
         held = "What was held is discarded." if discard_held else "What was held is being sent."
         self._report(
             request,
@@ -263,7 +267,7 @@ class SubscriptionAdmin(CarefulAdmin):
     @admin.action(description="Pause", permissions=["change"])
     def pause(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> None:
         everything = list(chosen)
-        changed = circuit.pause([one.pk for one in everything])
+        changed = circuit.pause([subscription.pk for subscription in everything])
         self._report(
             request,
             everything,
@@ -276,7 +280,9 @@ class SubscriptionAdmin(CarefulAdmin):
     @admin.action(description="Resume", permissions=["change"])
     def resume(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> None:
         everything = list(chosen)
-        changed = circuit.reset([one.pk for one in everything if one.state == "paused"])
+        changed = circuit.reset(
+            [subscription.pk for subscription in everything if subscription.state == "paused"]
+        )
         self._report(
             request,
             everything,
@@ -298,9 +304,9 @@ class SubscriptionAdmin(CarefulAdmin):
     ) -> None:
         """Tell the operator, and the history of each subscription that changed."""
         changed = set(changed_ids)
-        for one in chosen:
-            if one.pk in changed:
-                self.log_change(request, one, (done[0] % 1) + " " + more)
+        for subscription in chosen:
+            if subscription.pk in changed:
+                self.log_change(request, subscription, (done[0] % 1) + " " + more)
         if changed:
             count = len(changed)
             self.message_user(request, f"{ngettext(*done, count) % count} {more}", messages.SUCCESS)

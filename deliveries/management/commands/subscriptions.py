@@ -59,44 +59,46 @@ class Command(OperatorCommand):
         chosen = Subscription.objects.all()
         if options["state"]:
             chosen = getattr(chosen, options["state"])()
-        found = sorted(chosen, key=lambda one: (_ORDER.index(one.state), one.name))
-        ids = [one.pk for one in found] if options["state"] else None
+        found = sorted(
+            chosen, key=lambda subscription: (_ORDER.index(subscription.state), subscription.name)
+        )
+        ids = [subscription.pk for subscription in found] if options["state"] else None
         waiting = backlogs(ids)
         lanes = Lane.objects.in_bulk(ids)
         shown = [
             _Shown(
-                one,
-                waiting.get(one.pk, Backlog()),
-                lanes.get(one.pk),
-                being_discarded(lanes.get(one.pk)),
+                subscription,
+                waiting.get(subscription.pk, Backlog()),
+                lanes.get(subscription.pk),
+                being_discarded(lanes.get(subscription.pk)),
             )
-            for one in found
+            for subscription in found
         ]
         if blown_at := fuse_blown_at():
             (self.stderr if options["json"] else self.stdout).write(
                 f"The fuse is blown since {when(blown_at)}: suspect our own network."
             )
         if options["json"]:
-            self.write_json([_as_json(one) for one in shown])
+            self.write_json([_as_json(row) for row in shown])
             return
         if not shown:
             what = f"is {options['state']}" if options["state"] else "exists yet"
             self.stdout.write(f"No subscription {what}.")
             return
         self.stdout.write(_row("STATE", "TRIPPED AT (UTC)", "FAILS", "PENDING", "HELD", "NAME"))
-        for one in shown:
-            since = one.subscription.auto_disabled_at
+        for row in shown:
+            since = row.subscription.auto_disabled_at
             self.stdout.write(
                 _row(
-                    one.subscription.state,
+                    row.subscription.state,
                     since.strftime("%Y-%m-%d %H:%M") if since else "-",
-                    one.subscription.consecutive_failures,
-                    one.backlog.pending,
-                    one.backlog.held,
-                    one.subscription.name,
+                    row.subscription.consecutive_failures,
+                    row.backlog.pending,
+                    row.backlog.held,
+                    row.subscription.name,
                 )
             )
-            for note in _notes(one, lanes=options["lanes"]):
+            for note in _notes(row, lanes=options["lanes"]):
                 self.stdout.write(f"         {shorten(note, WIDTH - 9)}")
 
 
@@ -104,34 +106,34 @@ def _row(state: str, since: str, fails: object, pending: object, held: object, n
     return f"{state:<8} {since:<16} {fails:>5} {pending:>8} {held:>8}  {name}"
 
 
-def _notes(one: _Shown, *, lanes: bool) -> Iterator[str]:
+def _notes(row: _Shown, *, lanes: bool) -> Iterator[str]:
     """What is said below the row of a subscription, a line each."""
-    if waits := one.backoff:
+    if waits := row.backoff:
         yield str(waits)
-    elif one.subscription.last_error:
-        yield one.subscription.last_error
-    if one.discarding:
-        yield f"discarding {one.discarding:,} of {one.backlog.held:,} held deliveries"
-    if lanes and one.lane is not None and is_sending(one.lane):
-        yield f"a worker is sending; its lease ends at {when(one.lane.lease_until)}"
-    if lanes and one.lane is not None and one.lane.failures:
-        yield f"{one.lane.failures} failed attempts in a row: one request at a time"
+    elif row.subscription.last_error:
+        yield row.subscription.last_error
+    if row.discarding:
+        yield f"discarding {row.discarding:,} of {row.backlog.held:,} held deliveries"
+    if lanes and row.lane is not None and is_sending(row.lane):
+        yield f"a worker is sending; its lease ends at {when(row.lane.lease_until)}"
+    if lanes and row.lane is not None and row.lane.failures:
+        yield f"{row.lane.failures} failed attempts in a row: one request at a time"
 
 
 def _as_json(shown: _Shown) -> dict[str, Any]:
-    one, lane, waits = shown.subscription, shown.lane, shown.backoff
+    subscription, lane, waits = shown.subscription, shown.lane, shown.backoff
     return {
-        "id": one.pk,
-        "name": one.name,
-        "url": one.url,
-        "topic_patterns": one.topic_patterns,
-        "state": one.state,
-        "consecutive_failures": one.consecutive_failures,
-        "auto_disabled_at": one.auto_disabled_at,
-        "last_success_at": one.last_success_at,
-        "last_failure_at": one.last_failure_at,
-        "last_error": one.last_error,
-        "next_probe_at": one.next_probe_at,
+        "id": subscription.pk,
+        "name": subscription.name,
+        "url": subscription.url,
+        "topic_patterns": subscription.topic_patterns,
+        "state": subscription.state,
+        "consecutive_failures": subscription.consecutive_failures,
+        "auto_disabled_at": subscription.auto_disabled_at,
+        "last_success_at": subscription.last_success_at,
+        "last_failure_at": subscription.last_failure_at,
+        "last_error": subscription.last_error,
+        "next_probe_at": subscription.next_probe_at,
         "pending": shown.backlog.pending,
         "held": shown.backlog.held,
         "discarding": shown.discarding,
