@@ -143,7 +143,7 @@ def measure_growth(place: Place, *, quick: bool) -> document.Growth:
     say("payloads …")
     payloads = growth.payloads(place, sizes(growth.KIBIBYTES))
     say("retention …")
-    pruning, layouts = retention.pruning(place), retention.layouts(place)
+    pruning = retention.pruning(place)
     return document.Growth(
         machine=Machine.this(),
         when=when,
@@ -152,7 +152,6 @@ def measure_growth(place: Place, *, quick: bool) -> document.Growth:
         subscriptions=subscriptions,
         payloads=payloads,
         pruning=pruning,
-        layouts=layouts,
     )
 
 

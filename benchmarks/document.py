@@ -16,7 +16,7 @@ from machine import Machine
 from pictures import Chart, row_of, size_label
 from place import CHECKOUT
 from report import table
-from retention import Layouts, Pruning
+from retention import Pruning
 from soak import Soak
 from soak import report as soak_table
 from targets import Results, targets
@@ -37,7 +37,6 @@ class Growth:
     subscriptions: list[Point]
     payloads: list[Point]
     pruning: Pruning
-    layouts: Layouts
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Growth:
@@ -52,7 +51,6 @@ class Growth:
                 **points,
                 "machine": Machine(**values["machine"]),
                 "pruning": Pruning(**values["pruning"]),
-                "layouts": Layouts(**values["layouts"]),
             }
         )
 
@@ -187,7 +185,7 @@ it takes more processes where there are more cores (*scale out*)."""
 
 
 def growth(grown: Growth) -> str:
-    pruned, layouts = grown.pruning, grown.layouts
+    pruned = grown.pruning
     parts = [
         "## Growth",
         f"`make bench-growth`, {grown.when}, {grown.seconds / 60:.1f} minutes, {grown.machine}.",
@@ -215,24 +213,6 @@ processor time each. An installation that makes 1,000 deliveries a second spends
 {pruned.drain_beside:,.0f} deliveries a second instead of {pruned.drain_alone:,.0f}, while
 {pruned.pruned_beside:,.0f} a second were removed; {pruned.missing} were missing,
 {pruned.duplicates} came twice.""",
-        f"""\
-Partitions by time would be dropped in {layouts.drop_partition:.0f} ms each. What they cost, in a
-table of {layouts.rows:,} deliveries, one of them in {layouts.partitions} partitions by day:""",
-        table(
-            ["milliseconds", "one table", "partitions"],
-            [
-                [
-                    "claim for 20 subscriptions",
-                    f"{layouts.claim_plain:.1f}",
-                    f"{layouts.claim_partitioned:.1f}",
-                ],
-                [
-                    "settle 200 deliveries by id",
-                    f"{layouts.settle_plain:.1f}",
-                    f"{layouts.settle_partitioned:.1f}",
-                ],
-            ],
-        ),
         PARTITIONS,
     ]
     return "\n\n".join(parts)
@@ -244,8 +224,10 @@ settled; *publish* is the median time of a call while no worker runs. The tables
 their statistics, as autovacuum keeps them. At each size everything published arrived once."""
 
 PARTITIONS = """\
-So retention deletes in batches of rows, which costs a delivery little and only once, and not by
-dropping partitions, which cost every claim and every settlement."""
+Partitions by time would be dropped in milliseconds each, and cost every delivery something, for a
+claim and an update by id look into each. Tried with 400,000 deliveries in 91 partitions: a claim
+for 20 subscriptions took 4.8 ms instead of 1.0, to settle 200 deliveries 23.6 ms instead of 1.6.
+So retention deletes rows in batches, which costs a delivery little and only once."""
 
 
 def soaked(soak: Soak) -> str:
