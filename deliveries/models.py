@@ -70,7 +70,7 @@ class Delivery(models.Model):
     # Claimed until; a claim that outlives this died, and what came of its request is unknown.
     lease_until = models.DateTimeField(null=True, blank=True)
     attempt_count = models.PositiveIntegerField(default=0)
-    # How many of the scheduled retries, quick and slow, are used up; a release begins anew.
+    # How many of the scheduled retries, quick and slow, are used up; none after a release.
     retries_used = models.PositiveSmallIntegerField(default=0)
     last_error = models.TextField(blank=True, default="")
     created_at = models.DateTimeField()
@@ -185,14 +185,15 @@ class Lane(models.Model):
     )
     lease_token = models.UUIDField(null=True)
     lease_until = models.DateTimeField(null=True)
-    # A wake-up came while somebody was sending: whoever sends looks once more before he leaves.
+    # A wake-up came while the lane was leased: its holder checks for due rows again.
     wake_again = models.BooleanField(default=False)
     # Requests in flight at once; doubles with success up to the subscription's own limit.
     window = models.PositiveSmallIntegerField(default=1000)
     # Failed attempts in a row.
     failures = models.PositiveIntegerField(default=0)
-    # Nothing is sent before: the receiver asked for it, or keeps failing.
+    # Nothing is sent before: the receiver asked for it, keeps failing, or nothing can be signed.
     resume_at = models.DateTimeField(null=True)
+    backoff_reason = models.TextField(default="", db_default="")
     # What was held until then is discarded, a batch at a time by the sweep; null: no discard is
     # under way. Nothing is released or probed meanwhile.
     discard_before = models.DateTimeField(null=True)

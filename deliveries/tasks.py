@@ -15,39 +15,48 @@ from celery.signals import beat_init, worker_shutdown, worker_shutting_down
 from deliveries.keeping import housekeeping as house
 from deliveries.keeping import sweep as sweeping
 from deliveries.sending import pools  # noqa: F401 - connects its signal
-from deliveries.sending.worker import sender
-from deliveries.settling.settle import AWAY
-from deliveries.waking.queues import DELIVER
+from deliveries.sending.sender import sender
+from deliveries.waking.queues import DELIVER, TASK
 from subscriptions.conf import conf
-
-# How long a task waits for its receivers, in seconds.
-PATIENCE = 0.5
+from subscriptions.database import AWAY
 
 logger = logging.getLogger(__name__)
 
 
-@shared_task(bind=True, ignore_result=True)
-def deliver(self: Task[Any, None], subscription_ids: Iterable[str]) -> None:
-    """Send what is due for these subscriptions (ids as text), for one time slice at most.
+@shared_task(bind=True, ignore_result=True, name=TASK)
+def deliver(self: Task[Any, None], subscription_ids: Iterable[str] = ()) -> None:
+    """Send what is due for these subscriptions (ids as text), and for those of the due set.
 
     A wake-up, nothing more: what is to be sent stands in the table, and so does who sends it.
-    From the queue `deliver`, subscriptions that are failing are passed on to `recover`. A
-    worker's thread is given back after a second at most: what waits for slow receivers goes on
-    without it, so that two hundred of them do not keep the healthy waiting for a thread.
+    The worker's thread is given back at once; the process's sender goes on without it, and
+    listens for further wake-ups until none came for some seconds. From the queue `deliver`,
+    subscriptions that are failing are passed on to `recover`. Called in the caller's own process
+    (`apply`, `task_always_eager`), it returns once all is sent and settled.
     """
     queue = (self.request.delivery_info or {}).get("routing_key")
     ids = [UUID(one) for one in dict.fromkeys(subscription_ids)]
-    patience = None if self.request.is_eager else PATIENCE
-    sender().serve(ids, recovering=queue != DELIVER, patience=patience)
+    if self.request.is_eager:
+        sender().serve(ids, recovering=True)
+    else:
+        sender().take(ids, recovering=queue != DELIVER)
+
+
+# A sweep that moves a large backlog may last until the next one is due; those that come meanwhile
+# would each take a thread and a connection.
+_sweeping = threading.Lock()
 
 
 @shared_task(ignore_result=True)
 def sweep() -> None:
-    """Wake every subscription with due work that nobody was woken for; see `sweeping`."""
+    """Wake every subscription with due work that nobody was woken for; one at a time here."""
+    if not _sweeping.acquire(blocking=False):
+        return
     try:
         sweeping.sweep()
     except AWAY as error:
         logger.warning("no sweep this time, the database is away: %s", error)
+    finally:
+        _sweeping.release()
 
 
 @shared_task(ignore_result=True)

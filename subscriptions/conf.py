@@ -211,7 +211,21 @@ class WebhookSettings:
         10, _whole(1, 1000), "requests in flight to one subscription, unless it says otherwise"
     )
     time_slice: float = _setting(
-        5.0, _seconds(0.1, 300), "how long one task serves a subscription before it queues again"
+        1.0,
+        _seconds(0.1, 300),
+        "how long one claim begins requests for a subscription, before it is claimed again: then "
+        "others have had their turn, and its URL and secrets are read again",
+    )
+    max_backoff: float = _setting(
+        3600.0,
+        _seconds(1, 86400),
+        "the longest that nothing is sent to a subscription because its receiver asks for that "
+        "or keeps failing; a single delivery may wait longer",
+    )
+    body_memory: int = _setting(
+        64 * 2**20,
+        _whole(2**20),
+        "bytes of event bodies that one worker process holds for requests, at most",
     )
     claim_batch: int = _setting(
         200, _whole(1, 10000), "deliveries of one subscription that are claimed at once, at most"

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 
-RETRY_AFTER_LEAST = 1.0
-RETRY_AFTER_MOST = 86400.0
+MIN_RETRY_AFTER = 1.0
+MAX_RETRY_AFTER = 86400.0
 
 # Besides network errors, timeouts and every 5xx (RFC 9110, section 15; RFC 8470 for 425).
 RETRIED_STATUSES = frozenset({408, 425, 429})
 
 # Failures of our own, in the words of `deliveries.transport.classify`: never the receiver's.
 OWN_FAULTS = frozenset({"own_dns", "shutdown", "internal"})
+# Failures that may be our own network's as well as the receiver's: nothing was answered.
+NETWORK_FAULTS = frozenset({"timeout", "dns", "refused", "reset", "tls", "other"})
 # Seconds until an attempt that failed through our own fault is made again.
 OWN_FAULT_DELAY = 15.0
 
@@ -41,10 +43,7 @@ class Outcome:
     retry_after: float | None = None
 
 
-# What cannot be sent at all, by our own fault. No secret can be read: the delivery waits, and uses
-# up no retry, until an operator puts the key or the secret right. No event: there will be none
-# later either.
-UNSIGNABLE = Outcome(Verdict.RETRY, excused=True, own_fault=True)
+# What cannot be sent because its event is gone: there will be none later either.
 NO_EVENT = Outcome(Verdict.FINAL, excused=True)
 
 
@@ -74,7 +73,7 @@ def parse_retry_after(text: str | None, now: datetime) -> float | None:
     text = text.strip()
     if text.isascii() and text.isdigit():
         # int() refuses more than 4,300 digits; any such number is over the limit anyway.
-        seconds = float(int(text)) if len(text) < 20 else RETRY_AFTER_MOST
+        seconds = float(int(text)) if len(text) < 20 else MAX_RETRY_AFTER
     else:
         try:
             date = email.utils.parsedate_to_datetime(text)
@@ -86,7 +85,7 @@ def parse_retry_after(text: str | None, now: datetime) -> float | None:
             seconds = (date - now).total_seconds()
         except OverflowError:
             return None
-    return min(RETRY_AFTER_MOST, max(RETRY_AFTER_LEAST, seconds))
+    return min(MAX_RETRY_AFTER, max(MIN_RETRY_AFTER, seconds))
 
 
 def jittered(delay: float, jitter: float, random: float) -> float:

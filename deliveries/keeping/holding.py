@@ -33,6 +33,7 @@ HELD_TOO_LONG = "held for longer than is kept (WEBHOOKS_HOLD_DAYS)"
 # batches, by the sweep: nobody waits for a million rows, and none is sent meanwhile that should
 # not be, because a claim reads the subscription's state. (`ANY(ARRAY(…))` and not `IN (…)`: the
 # planner may run a sub-select that is joined once for each row, and lock more than its limit.)
+# SKIP LOCKED: what a settlement writes just now is not waited for; the sweep finds it.
 BATCH = 1000
 
 
@@ -49,7 +50,7 @@ def hold(subscription_ids: Sequence[UUID], most: int = BATCH) -> int:
             WHERE status = 'pending' AND id = ANY(ARRAY(
                 SELECT id FROM deliveries_delivery
                 WHERE subscription_id = ANY(%(ids)s::uuid[]) AND status = 'pending'
-                ORDER BY id LIMIT %(most)s FOR UPDATE
+                ORDER BY id LIMIT %(most)s FOR UPDATE SKIP LOCKED
             ))
             """,
             {"ids": list(subscription_ids), "most": most},
@@ -76,7 +77,7 @@ def release(subscription_ids: Sequence[UUID], most: int = BATCH) -> int:
                     SELECT subscription_id FROM deliveries_lane
                     WHERE subscription_id = ANY(%(ids)s::uuid[]) AND discard_before IS NOT NULL
                 ))
-                ORDER BY id LIMIT %(most)s FOR UPDATE
+                ORDER BY id LIMIT %(most)s FOR UPDATE SKIP LOCKED
             ))
             """,
             {"ids": list(subscription_ids), "most": most},
@@ -105,7 +106,7 @@ def discard(
                 SELECT id FROM deliveries_delivery
                 WHERE subscription_id = ANY(%(ids)s::uuid[])
                     AND (status = 'held' OR (%(pending_too)s AND status = 'pending'))
-                ORDER BY id LIMIT %(most)s FOR UPDATE
+                ORDER BY id LIMIT %(most)s FOR UPDATE SKIP LOCKED
             ))
             """,
             {
@@ -177,16 +178,17 @@ def go_on_discarding(subscription_id: UUID, before: datetime) -> int:
 
 
 def start_gently(subscription_ids: Sequence[UUID]) -> None:
-    """One request in flight at first, and no rest left over from before."""
+    """One request in flight at first, and no backoff left over from before."""
     with connection.cursor() as cursor:
         cursor.execute(
             """
             INSERT INTO deliveries_lane (
-                subscription_id, wake_again, "window", failures
+                subscription_id, wake_again, "window", failures, backoff_reason
             )
-            SELECT one, false, 1, 0 FROM unnest(%s::uuid[]) AS one ORDER BY one
+            SELECT id, false, 1, 0, '' FROM unnest(%s::uuid[]) AS id ORDER BY id
             ON CONFLICT (subscription_id) DO UPDATE
-            SET "window" = 1, failures = 0, resume_at = NULL, retrying_id = NULL
+            SET "window" = 1, failures = 0, resume_at = NULL, backoff_reason = '',
+                retrying_id = NULL
             """,
             [list(subscription_ids)],
         )

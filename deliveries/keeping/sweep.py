@@ -128,8 +128,8 @@ def sweep() -> Swept:
         probes = [row[0] for row in cursor.fetchall()]
         cursor.execute(_HELD_AMISS)
         amiss = cursor.fetchall()
-    wake(healthy, one_by_one=False)
-    wake([*failing, *probes], recovering=True, one_by_one=False)
+    wake(healthy)
+    wake([*failing, *probes], recovering=True)
     released = [one for one, is_deleted, before in amiss if not is_deleted and before is None]
     discarding = [(one, before) for one, is_deleted, before in amiss if not is_deleted and before]
     deleted += [one for one, is_deleted, _ in amiss if is_deleted and one not in deleted]

@@ -18,11 +18,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 from django.views.decorators.debug import sensitive_variables
 
-from deliveries.claiming.bodies import Payload
+from deliveries.judging.response import broken, judge_response
 from deliveries.publishing.body import build_body
-from deliveries.sending.request import broken, judge_response, signed_post
-from deliveries.transport import Result as Answer
-from deliveries.transport import transport
+from deliveries.sending.request import signed_post
+from deliveries.transport import Exchange, transport
 from subscriptions.conf import conf
 from subscriptions.ids import uuid7
 from subscriptions.models import Subscription
@@ -98,7 +97,7 @@ class _Test:
                 "test",
                 {"message": "This is a test event.", "subscription": subscription.name},
             )
-            self._request = self._signed(subscription, Payload(topic, body))
+            self._request = self._signed(subscription, topic, body)
         except (crypto.SecretUnreadable, ImproperlyConfigured, ValueError) as error:
             self._end(error=str(error))
         except Exception as error:
@@ -106,7 +105,9 @@ class _Test:
 
     # Django's error reports show the variables of every frame, and of those that it calls.
     @sensitive_variables()
-    def _signed(self, subscription: Subscription, payload: Payload) -> requests.PreparedRequest:
+    def _signed(
+        self, subscription: Subscription, topic: str, body: bytes
+    ) -> requests.PreparedRequest:
         secrets = [
             crypto.decrypt(ciphertext).decode()
             for ciphertext in subscription.secrets.live().values_list("ciphertext", flat=True)
@@ -117,9 +118,10 @@ class _Test:
             subscription.url,
             sendable_headers(subscription.headers),
             secrets,
-            self._event_id,
-            payload,
-            int(time.time()),
+            event_id=self._event_id,
+            topic=topic,
+            body=body,
+            timestamp=int(time.time()),
         )
 
     def begin(self) -> None:
@@ -137,7 +139,7 @@ class _Test:
         assert self._tested is not None
         return self._tested
 
-    def _answered(self, answer: Answer) -> None:
+    def _answered(self, answer: Exchange) -> None:
         try:
             judged = judge_response(answer)
         except Exception as error:

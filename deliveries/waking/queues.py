@@ -1,4 +1,4 @@
-"""Names of the Celery queues."""
+"""Names of the Celery queues, and of the task that sends."""
 
 DELIVER = "deliver"
 """Wake-ups of subscriptions whose last attempt succeeded."""
@@ -8,3 +8,5 @@ RECOVER = "recover"
 
 MAINTENANCE = "maintenance"
 """The sweep and the housekeeping, which must not wait behind either."""
+
+TASK = "deliveries.tasks.deliver"

@@ -1,21 +1,29 @@
-"""Wake-ups: the Celery messages that say "this subscription has something to send".
+"""Wake-ups: how workers hear which subscriptions have something to send.
 
-A wake-up carries nothing that would be missed. The rows are committed before it is sent, and
-the sweep finds due rows that nobody was woken for; so a broker that is down costs some seconds,
-never an event, and nobody waits for it.
+A publisher adds the ids of its subscriptions to a sorted set in Redis, the *due set*, after its
+commit. A process that sends listens there. Only if nobody does is a Celery message sent: a flag,
+the *bell*, says whether a message is under way or somebody listens. So an idle system has one
+task for a matching subscription, and a busy one shares them.
+
+Nothing here carries anything that would be missed. The rows are committed before, and the sweep
+finds due rows that nobody was woken for. What happens when each part is lost:
+
+- the due set, with Redis: the sweep adds the ids again, a few seconds later;
+- the message: the bell ends after `BELL_SECONDS`, and the next publisher, or the sweep, sends one;
+- a process that has taken ids from the due set and died: their rows are still due, or leased
+  until the lease ends, and then the sweep adds the ids again.
+
+Without Redis the ids travel in the messages, if the broker is another server.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
-import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from typing import Any
 from uuid import UUID
 
 import kombu.exceptions
@@ -23,46 +31,42 @@ import redis
 from celery import current_app
 from django.conf import settings
 from redis.backoff import NoBackoff
-from redis.commands.core import Script
 from redis.retry import Retry
 
-from deliveries.sending.stages import Stage, in_a_stage
-from deliveries.waking.queues import DELIVER, RECOVER
+from deliveries.waking.queues import DELIVER, RECOVER, TASK
 from deliveries.waking.redis_address import RedisAddress
 from subscriptions.conf import conf
 
 logger = logging.getLogger(__name__)
 
-# How long a flag vouches for a message that may be lost, unless a lease is shorter. A queue that
-# is longer than this gets a second, idle message; a lost one delays its subscription by this and
-# one sweep at most.
-FLAG_SECONDS = 15
-# How long nobody tries a broker that failed.
+# How long the bell vouches for a message that may be lost. A message that waits longer for a
+# worker gets a second one, which finds nothing.
+BELL_SECONDS = 2.0
+# How long a process goes on listening after the last wake-up, and how long one wait in Redis is.
+# A wait must be shorter than the bell.
+LISTEN_SECONDS = 5.0
+WAIT_SECONDS = 1.0
+# While ids are left in the due set, another worker is asked for help once in this time.
+HELP_SECONDS = 1.0
+# How long nobody tries a server that failed.
 OUTAGE_SECONDS = 3.0
-# The longest that one command to Redis may take, in seconds.
+# The longest that one command to Redis may take, in seconds, besides a wait.
 REDIS_TIMEOUT = 0.3
+# How many ids one call of the script adds, and how many one takes.
+ADDED_AT_ONCE = 1000
+TAKEN_AT_ONCE = 200
 
 _BROKER_AWAY = (
     kombu.exceptions.OperationalError,
-    # kombu 5.7 and newer.
-    *filter(None, [getattr(kombu.exceptions, "BatchPublishError", None)]),
     redis.RedisError,
     OSError,
 )
 
-# Into how many messages subscriptions that are woken together are divided.
-MESSAGES = 10
-# How far apart, in seconds, wake-ups for later may be that share a message.
-COUNTDOWN_STEP = 0.2
-
-# How long a publisher waits for its wake-ups to be sent, in seconds.
-PATIENCE = 0.5
-
 
 class Outage:
-    """Remembers that a server is away, so that each caller does not find out anew.
+    """Remembers that a server is away, so that not every caller waits for it.
 
-    One warning when it begins, one line when it ends.
+    One warning when it begins, one line when it ends. Thread-safe.
     """
 
     def __init__(self, what: str) -> None:
@@ -90,224 +94,162 @@ class Outage:
     def end(self) -> None:
         if self._away:
             with self._lock:
-                self._away = False
+                self._away, self._until = False, 0.0
             logger.info("%s is back", self._what)
 
 
-flags_outage = Outage("Redis (wake-up flags)")
+redis_outage = Outage("Redis (wake-ups)")
 broker_outage = Outage("the Celery broker")
 
 
-@cache
-def flags() -> redis.Redis:
-    """The client that holds the wake-up flags. One attempt, short timeouts: flags are a saving."""
+def _client(timeout: float) -> redis.Redis:
     return RedisAddress.parse(settings.REDIS_URL).client(
-        socket_timeout=REDIS_TIMEOUT,
+        socket_timeout=timeout,
         socket_connect_timeout=REDIS_TIMEOUT,
         retry=Retry(NoBackoff(), 0),
     )
 
 
-# Five thousand commands are work of a tenth of a second for a client in Python; one is not. The
-# answer has a character for each flag: 1 if it is new.
-_RAISE_ALL = """
-local new = {}
-for number, name in ipairs(KEYS) do
-    new[number] = redis.call('SET', name, 1, 'NX', 'PX', ARGV[1]) and '1' or '0'
-end
-return table.concat(new)
-"""
-FLAGS_AT_ONCE = 1000
+@cache
+def client() -> redis.Redis:
+    """The client for all but waiting. One attempt and short timeouts: wake-ups are a saving."""
+    return _client(REDIS_TIMEOUT)
 
 
 @cache
-def _raise_all() -> Script:
-    return flags().register_script(_RAISE_ALL)
+def _waiting_client() -> redis.Redis:
+    return _client(WAIT_SECONDS + 2)
 
 
-def _flag(subscription_id: UUID, queue: str) -> str:
-    return f"webhooks:woken:{queue}:{subscription_id}"
+def _names(queue: str) -> list[str]:
+    # The braces keep both keys on one node of a Redis Cluster.
+    return [f"webhooks:{{{queue}}}:due", f"webhooks:{{{queue}}}:bell"]
 
 
-def _raise_flags(subscription_ids: Sequence[UUID], queue: str) -> list[UUID]:
-    """Flag the subscriptions; returns those that were not flagged, and so need a message."""
-    if flags_outage.lasting():
-        return list(subscription_ids)
-    # What a killed worker held is due again when its lease ends; its flag must be gone then.
-    milliseconds = int(1000 * min(FLAG_SECONDS, conf().lease))
-    names = [_flag(subscription_id, queue) for subscription_id in subscription_ids]
-    raised: list[bool] = []
-    try:
-        if len(names) == 1:
-            raised.append(bool(flags().set(names[0], 1, nx=True, px=milliseconds)))
-        else:
-            for start in range(0, len(names), FLAGS_AT_ONCE):
-                answer = _raise_all()(
-                    names[start : start + FLAGS_AT_ONCE], [milliseconds], client=flags()
-                )
-                raised += [new == b"1"[0] for new in answer]
-    except redis.RedisError as error:
-        flags_outage.begin(error)
-        return list(subscription_ids)
-    flags_outage.end()
-    return [one for one, new in zip(subscription_ids, raised, strict=True) if new]
+# The order in the due set is by milliseconds. The ids of one call are a millisecond apart, so an
+# event for somebody else does not wait behind an event for a hundred thousand subscriptions. LT:
+# an id that is there already keeps its place, or gets an earlier one. Returns 1 for a new bell.
+_ADD = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+for number = 3, #ARGV do
+    redis.call('ZADD', KEYS[1], 'LT', now + ARGV[2] + number - 3, ARGV[number])
+end
+return redis.call('SET', KEYS[2], 1, 'NX', 'PX', ARGV[1]) and 1 or 0
+"""
+
+# The bell goes up again before the ids are taken: whoever takes them listens on.
+_TAKE = """
+redis.call('SET', KEYS[2], 1, 'PX', ARGV[1])
+local taken = redis.call('ZPOPMIN', KEYS[1], ARGV[2])
+return {redis.call('ZCARD', KEYS[1]), taken}
+"""
+
+# A publisher that adds an id after this finds no bell, and sends a message.
+_STOP = """
+if redis.call('ZCARD', KEYS[1]) > 0 then return 0 end
+redis.call('DEL', KEYS[2])
+return 1
+"""
 
 
-def lower_flags(subscription_ids: Sequence[UUID], queue: str) -> None:
-    """Take the flags down, before the rows are looked at: who publishes later wakes anew."""
-    if flags_outage.lasting() or not subscription_ids:
-        return
-    try:
-        flags().delete(*(_flag(one, queue) for one in subscription_ids))
-    except redis.RedisError as error:
-        flags_outage.begin(error)
+@cache
+def _script(text: str) -> Any:
+    return client().register_script(text)
 
 
-@dataclass(slots=True)
-class _Order:
-    """Wake-ups to be sent. `done` is set once they are, or cannot be."""
-
-    subscription_ids: list[UUID]
-    queue: str
-    one_by_one: bool
-    countdown: float | None = None
-    done: threading.Event = field(default_factory=threading.Event)
+def _milliseconds(seconds: float) -> int:
+    return int(1000 * seconds)
 
 
-class _Waker:
-    """Sends wake-ups from a thread of its own, so that nobody waits for a broker that hangs.
+def wake(subscription_ids: Iterable[UUID | str], *, recovering: bool = False) -> None:
+    """Wake workers for subscriptions that have due deliveries. To be called after the commit.
 
-    Orders that gather while it is busy share their messages.
+    One round trip to Redis for a thousand ids, and a Celery message if nobody listens. Never
+    raises because Redis or the broker is away, and takes half a second at most for each of them
+    then; the sweep finds the rows. With `task_always_eager` nothing is sent: an application's own
+    tests send no requests unless they call the task.
     """
-
-    def __init__(self) -> None:
-        self._stage: Stage[_Order] = Stage("wake", self._handle)
-        # Set while an order waits in vain: who comes after it does not wait at all.
-        self._stuck = False
-
-    def order(self, order: _Order, patience: float) -> None:
-        if current_app.conf.task_always_eager:
-            # A stage that runs the task itself would wait for itself; the sweep finds the rows.
-            if not in_a_stage():
-                self._handle([order])
-            return
-        self._stage.put(order)
-        if patience and not self._stuck and not order.done.wait(patience):
-            self._stuck = True
-
-    def _handle(self, orders: list[_Order]) -> None:
+    ids = list(dict.fromkeys(map(str, subscription_ids)))
+    if not ids or current_app.conf.task_always_eager:
+        return
+    queue = RECOVER if recovering else DELIVER
+    if not redis_outage.lasting():
         try:
-            for queue in (DELIVER, RECOVER):
-                now = [one for one in orders if one.queue == queue and one.countdown is None]
-                if now:
-                    _send_now(now, queue)
-            later = [one for one in orders if one.countdown is not None]
-            if later:
-                _send_later(later)
-        finally:
-            self._stuck = False
-            for one in orders:
-                one.done.set()
+            if _add(ids, queue):
+                _ring(queue)
+            redis_outage.end()
+            return
+        except redis.RedisError as error:
+            redis_outage.begin(error)
+    for chunk in _chunks(ids, conf().fanout_chunk):
+        if not _send(chunk, queue):
+            return
 
 
-_waker = _Waker()
+def _add(ids: Sequence[str], queue: str) -> bool:
+    """Add to the due set; whether the bell is new."""
+    new = False
+    for number, chunk in enumerate(_chunks(ids, ADDED_AT_ONCE)):
+        arguments = [_milliseconds(BELL_SECONDS), number * ADDED_AT_ONCE, *chunk]
+        new |= bool(_script(_ADD)(_names(queue), arguments, client=client()))
+    return new
 
 
-def _renew_waker() -> None:
-    # Its thread is the parent's.
-    global _waker
-    _waker = _Waker()
+def _ring(queue: str) -> None:
+    """Send the message that the bell stands for; without one, the bell must not stay."""
+    if not _send([], queue):
+        client().delete(_names(queue)[1])
 
 
-os.register_at_fork(after_in_child=_renew_waker)
+def _chunks(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (ids[start : start + size] for start in range(0, len(ids), size))
 
 
-def wake(
-    subscription_ids: Iterable[UUID],
-    *,
-    recovering: bool = False,
-    one_by_one: bool = True,
-    patience: float = PATIENCE,
-) -> None:
-    """Wake subscriptions that have due deliveries.
-
-    One message for each; `fanout_chunk` in a message if there are more of them than that; with
-    `one_by_one` off, about ten messages for all. Returns when the messages are with the broker,
-    and after `patience` seconds in any case; never raises because of a broker or a Redis that is
-    away.
-    """
-    wanted = list(dict.fromkeys(subscription_ids))
-    if wanted and not broker_outage.lasting():
-        queue = RECOVER if recovering else DELIVER
-        _waker.order(_Order(wanted, queue, one_by_one), patience)
-
-
-def wake_later(subscription_ids: Iterable[UUID], seconds: float) -> None:
-    """Wake subscriptions that are failing after `seconds` (at most about a minute).
-
-    Long delays never live in a message: a worker keeps it in memory until it is time, and takes
-    it along if it dies. The sweep finds what is due later than that.
-    """
-    wanted = list(subscription_ids)
-    if wanted and not broker_outage.lasting():
-        _waker.order(_Order(wanted, RECOVER, True, countdown=seconds), patience=0)
-
-
-def _send_now(orders: list[_Order], queue: str) -> None:
-    # No flag is raised while no message can be sent: it would silence the sweep.
+def _send(ids: Sequence[str], queue: str) -> bool:
+    """Send one message; whether that worked. The task is named, not imported."""
     if broker_outage.lasting():
-        return
-    wanted = list(dict.fromkeys(one for order in orders for one in order.subscription_ids))
-    woken = _raise_flags(wanted, queue)
-    if not all(order.one_by_one for order in orders):
-        messages = _shared(woken)
-    else:
-        messages = _chunks(woken, 1 if len(woken) <= conf().fanout_chunk else conf().fanout_chunk)
-    if messages and not _send(messages, queue):
-        lower_flags(woken, queue)
-
-
-def _send_later(orders: list[_Order]) -> None:
-    """Receivers that timed out together are woken together: in one message for many of them."""
-    together: dict[float, list[UUID]] = {}
-    for order in orders:
-        seconds = order.countdown or 0.0
-        if len(orders) > 1:
-            # Up, not down: who is woken too early finds nothing.
-            seconds = math.ceil(seconds / COUNTDOWN_STEP) * COUNTDOWN_STEP
-        together.setdefault(seconds, []).extend(order.subscription_ids)
-    for seconds, ids in together.items():
-        if not broker_outage.lasting():
-            _send(_shared(list(dict.fromkeys(ids))), RECOVER, countdown=seconds)
-
-
-def _shared(wanted: list[UUID]) -> list[list[UUID]]:
-    """About ten messages, so that ten workers can share them; `fanout_chunk` in one at most."""
-    return _chunks(wanted, min(conf().fanout_chunk, max(1, len(wanted) // MESSAGES)))
-
-
-def _chunks(wanted: list[UUID], size: int) -> list[list[UUID]]:
-    return [wanted[start : start + size] for start in range(0, len(wanted), size)]
-
-
-def _send(messages: Sequence[Sequence[UUID]], queue: str, countdown: float | None = None) -> bool:
-    """Send wake-ups, all of them in one round trip if the broker is Redis; whether that worked."""
-    from deliveries.tasks import deliver
-
+        return False
     try:
-        with current_app.producer_or_acquire() as producer, contextlib.ExitStack() as batch:
-            # Before kombu 5.7 each message is a round trip.
-            if len(messages) > 1 and hasattr(producer, "batch"):
-                batch.enter_context(producer.batch())
-            for subscription_ids in messages:
-                deliver.apply_async(
-                    ([str(one) for one in subscription_ids],),
-                    queue=queue,
-                    countdown=countdown,  # type: ignore[arg-type]
-                    producer=producer,
-                )
+        with current_app.producer_or_acquire() as producer:
+            current_app.send_task(TASK, (list(ids),), queue=queue, producer=producer)
     except _BROKER_AWAY as error:
         broker_outage.begin(error)
         return False
     broker_outage.end()
     return True
+
+
+class Listener:
+    """Takes ids from the due set of one queue, for one thread."""
+
+    def __init__(self, queue: str) -> None:
+        self._queue = queue
+        self._names = _names(queue)
+        self._help_after = 0.0
+
+    def take(self, limit: int, *, wait: float) -> list[str]:
+        """Ids to claim, `limit` at most; with `wait`, after up to so many seconds for the first.
+
+        Raises `redis.RedisError`.
+        """
+        if wait > 0:
+            # One id: the others that came meanwhile are taken by the next call.
+            found: Any = _waiting_client().bzpopmin(self._names[0], min(wait, WAIT_SECONDS))
+            return [] if found is None else [found[1].decode()]
+        arguments = [_milliseconds(BELL_SECONDS), min(limit, TAKEN_AT_ONCE)]
+        left, taken = _script(_TAKE)(self._names, arguments, client=client())
+        if left:
+            self._ask_for_help()
+        return [member.decode() for member in taken[::2]]
+
+    def stop(self) -> bool:
+        """Take the bell down, if nothing is due; whether it was. Raises `redis.RedisError`."""
+        return bool(_script(_STOP)(self._names, client=client()))
+
+    def _ask_for_help(self) -> None:
+        """More is due than one claim takes: other workers share it."""
+        now = time.monotonic()
+        if now >= self._help_after:
+            self._help_after = now + HELP_SECONDS
+            _send([], self._queue)

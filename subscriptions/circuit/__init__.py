@@ -16,7 +16,6 @@ alone.
 
 from subscriptions.circuit.rules import Report, Tally, tally
 from subscriptions.circuit.statements import (
-    SUCCESSES,
     begin_epoch,
     pause,
     pause_active,
@@ -28,7 +27,6 @@ from subscriptions.circuit.statements import (
 )
 
 __all__ = [
-    "SUCCESSES",
     "Report",
     "Tally",
     "begin_epoch",

@@ -63,27 +63,6 @@ FROM locked r WHERE s.id = r.id AND s.enabled AND s.circuit_epoch = r.epoch
 RETURNING s.id, r.trips, r.network AND NOT r.gone, r.reached
 """
 
-# The same for subscriptions of which nothing but successes is told: as CTEs, for the statement
-# that settles them. `counted` has a row for each that was changed; its `recovered` says that the
-# fuse is to be reset.
-SUCCESSES = """
-succeeding AS MATERIALIZED (
-    SELECT s.id, r.epoch, s.failing_by_network AS recovered
-    FROM unnest(%(well)s::uuid[], %(well_epochs)s::bigint[]) AS r (id, epoch)
-    JOIN subscriptions_subscription s ON s.id = r.id
-    WHERE s.circuit_epoch = r.epoch AND s.enabled AND (
-        s.consecutive_failures > 0 OR s.last_error <> ''
-        OR s.last_success_at IS NULL OR s.last_success_at < now() - interval '1 second'
-    )
-    ORDER BY s.id FOR NO KEY UPDATE OF s
-), counted AS (
-    UPDATE subscriptions_subscription s SET
-        consecutive_failures = 0, last_error = '', failing_by_network = false,
-        last_success_at = now(), updated_at = now()
-    FROM succeeding r WHERE s.id = r.id AND s.enabled AND s.circuit_epoch = r.epoch
-    RETURNING r.recovered
-)"""
-
 # The rows are locked since `_COUNT`; the WHERE clause lets one win, whoever else tries.
 _TRIP = """
 UPDATE subscriptions_subscription SET

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 import redis
 
-from deliveries.sending.worker import Sender
+from deliveries.sending.sender import Sender
 from deliveries.transport import Transport
 from deliveries.waking import wakeups
 from subscriptions.models import Subscription
@@ -53,13 +53,12 @@ def ordered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[UUID, str, float]]:
     def now(ids: Any, *, recovering: bool = False, **_: Any) -> None:
         calls.extend((one, "recover" if recovering else "deliver", 0.0) for one in ids)
 
-    def later(ids: Any, seconds: float) -> None:
-        calls.extend((one, "recover", seconds) for one in ids)
+    def later(_: Sender, subscription_id: UUID, seconds: float) -> None:
+        calls.append((subscription_id, "recover", seconds))
 
     for module in ("publishing.publish", "waking.wakeups", "keeping.holding", "keeping.sweep"):
         monkeypatch.setattr(f"deliveries.{module}.wake", now, raising=False)
-    monkeypatch.setattr(wakeups, "wake_later", later)
-    monkeypatch.setattr(wakeups, "lower_flags", lambda ids, queue: None)
+    monkeypatch.setattr(Sender, "_wake_later", later)
     return calls
 
 
@@ -84,13 +83,18 @@ def send(sender: Sender) -> Callable[..., None]:
     return run
 
 
+def forget_clients() -> None:
+    for cached in (wakeups.client, wakeups._waiting_client, wakeups._script):
+        cached.cache_clear()
+
+
 @pytest.fixture
 def broker() -> Iterator[redis.Redis]:
     """The broker's own database of the embedded Valkey, empty; the flags are in the other."""
-    wakeups.flags.cache_clear()
-    wakeups.flags_outage._until = wakeups.broker_outage._until = 0.0
+    forget_clients()
+    wakeups.redis_outage._until = wakeups.broker_outage._until = 0.0
     client = empty_redis()
     yield client
     empty_redis().close()
     client.close()
-    wakeups.flags.cache_clear()
+    forget_clients()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from deliveries import publish
+from deliveries import NewEvent, publish, publish_many
 from deliveries.claiming import claims
-from deliveries.claiming.bodies import EventBodies
+from deliveries.claiming.claimer import Claimer
 from deliveries.claiming.claims import claim
-from deliveries.models import Attempt, Lane
-from deliveries.sending.worker import Sender
-from subscriptions import database as prepared
+from deliveries.claiming.memory import BodyMemory
+from deliveries.models import Attempt, Delivery, Lane
+from deliveries.sending.sender import Sender
+from subscriptions import database
 from tests.deliveries.conftest import Script
 from tests.factories import make_subscription, statuses
 from tests.webhooks_project.waiting import eventually
@@ -25,30 +27,30 @@ from webhooks_project.receiver import Answer, Receiver
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def test_a_wake_up_is_not_lost_on_a_claim_that_finds_nothing_and_is_about_to_leave(
+def test_a_wake_up_is_not_lost_on_a_claim_that_finds_nothing_and_is_about_to_release(
     sender: Sender, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subscription = make_subscription(url=receiver.url)
     publish("test.one", {"n": 1})
-    read, leave, left = claims._take_singly, claims.leave, []
+    read, release, released = claims._take_singly, claims.release, []
 
-    def after_somebody_else_took_it(cursor: Any, lanes: dict[Any, Any], *others: Any) -> None:
+    def after_somebody_else_took_it(cursor: Any, lanes: dict[Any, Any], *others: Any) -> Any:
         for lane in lanes.values():
             lane.deliveries.clear()
-        read(cursor, lanes, *others)
+        return read(cursor, lanes, *others)
 
     def after_a_wake_up(cursor: Any, ids: Any, token: uuid.UUID) -> Any:
-        left.append(token)
+        released.append(token)
         monkeypatch.setattr(claims, "_take_singly", read)
         publish("test.one", {"n": 2})
-        crossing = claim(ids, EventBodies(), str, token=uuid.uuid4(), failing_too=False)
+        crossing = claim(ids, BodyMemory(2**20), str, token=uuid.uuid4(), failing_too=False)
         assert crossing.lanes == []
-        return leave(cursor, ids, token)
+        return release(cursor, ids, token)
 
     monkeypatch.setattr(claims, "_take_singly", after_somebody_else_took_it)
-    monkeypatch.setattr(claims, "leave", after_a_wake_up)
+    monkeypatch.setattr(claims, "release", after_a_wake_up)
     sender.serve([subscription.pk], recovering=False)
-    assert len(left) == 1
+    assert len(released) == 1
     assert statuses(subscription) == {"succeeded": 2}
 
 
@@ -66,10 +68,10 @@ def test_a_claim_that_fails_takes_nothing_along(
     publish("test.one", {})
     read = claims._lane
 
-    def fails_for_one(row: Any, decrypt: Any) -> Any:
+    def fails_for_one(row: Any, *others: Any) -> Any:
         if row.subscription_id == bad.pk:
             raise RuntimeError("a mistake of our own")
-        return read(row, decrypt)
+        return read(row, *others)
 
     with monkeypatch.context() as broken:
         broken.setattr(claims, "_lane", fails_for_one)
@@ -95,48 +97,47 @@ def test_sending_without_prepared_statements(
     assert statuses(subscription) == {"succeeded": 1, "failed": 1}
 
 
-def test_a_connection_is_given_back_as_it_came() -> None:
-    def settings_found() -> list[str]:
+def test_the_workers_settings_stay_on_connections_of_their_own() -> None:
+    def settings_found() -> tuple[str, ...]:
         with connection.cursor() as cursor:
             cursor.execute(
-                "SELECT current_setting('lock_timeout'), current_setting('enable_seqscan')"
+                "SELECT current_setting('lock_timeout'), current_setting('enable_seqscan'), "
+                "current_setting('plan_cache_mode'), current_setting('synchronous_commit')"
             )
-            return list(cursor.fetchone())
+            return tuple(cursor.fetchone())
 
     def as_a_stage_does() -> None:
-        prepared.own_connection()
-        with prepared.worker_cursor():
-            seen.append(settings_found())
-        raw = connection.connection
-        close, connection.close = connection.close, lambda: None  # type: ignore[method-assign]
+        database.use_own_connection({"synchronous_commit": "off"})
         try:
-            prepared.give_back_connection()
+            with database.worker_cursor():
+                found.append(settings_found())
+            assert connection.connection.info.transaction_status.name == "IDLE"
         finally:
-            connection.close = close  # type: ignore[method-assign]
-        assert connection.connection is raw
-        seen.append(settings_found())
-        raw.close()
-        prepared.give_back_connection()  # one that is broken is no error
+            database.close_own_connection()
 
-    seen: list[list[str]] = []
+    found: list[tuple[str, ...]] = []
     thread = threading.Thread(target=as_a_stage_does)
     thread.start()
     thread.join()
-    assert seen == [["200ms", "off"], ["0", "on"]]
+    with database.worker_cursor():
+        within = settings_found()
+    assert found == [("200ms", "off", "force_generic_plan", "off")]
+    assert within == ("200ms", "off", "force_generic_plan", "on")
+    assert settings_found() == ("0", "on", "auto", "on")
 
 
-def test_a_lane_that_is_locked_when_a_claim_leaves_it_is_left_a_little_later(
+def test_a_lane_that_somebody_has_locked_is_released_a_little_later(
     sender: Sender, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a wake-up that was marked meanwhile is heard: it is not leased for half a minute."""
+    """An idle lane that is locked when a claim would release it is not leased for half a minute."""
     empty, other = make_subscription(url=receiver.url), make_subscription(url=receiver.url)
     publish("test.one", {})
-    read, later = claims._take_singly, sender._leave_later
+    read, later = claims._take_singly, Claimer._release_later
     locked: list[Any] = []
 
     def after_somebody_locked_an_empty_lane(
         cursor: Any, lanes: dict[Any, Any], *others: Any
-    ) -> None:
+    ) -> Any:
         lanes[empty.pk].deliveries.clear()
         holder = connection.copy()
         holder.set_autocommit(False)
@@ -147,7 +148,7 @@ def test_a_lane_that_is_locked_when_a_claim_leaves_it_is_left_a_little_later(
             )
         locked.append(holder)
         monkeypatch.setattr(claims, "_take_singly", read)
-        read(cursor, lanes, *others)
+        return read(cursor, lanes, *others)
 
     def when_it_is_unlocked(*arguments: Any) -> None:
         locked[0].commit()
@@ -155,9 +156,92 @@ def test_a_lane_that_is_locked_when_a_claim_leaves_it_is_left_a_little_later(
         later(*arguments)
 
     monkeypatch.setattr(claims, "_take_singly", after_somebody_locked_an_empty_lane)
-    monkeypatch.setattr(sender, "_leave_later", when_it_is_unlocked)
+    monkeypatch.setattr(Claimer, "_release_later", when_it_is_unlocked)
     sender.serve([empty.pk, other.pk], recovering=False)
     assert statuses(other) == {"succeeded": 1}
     eventually(lambda: Lane.objects.filter(pk=empty.pk, lease_token=None).exists())
-    # Its one delivery is still leased, as if taken by somebody who died: only the lane is free.
-    assert statuses(empty) == {"pending": 1}
+
+
+def locking(subscription: Any) -> Any:
+    """A connection that holds the subscription's lane locked, as a long transaction would."""
+    holder = connection.copy()
+    holder.set_autocommit(False)
+    with holder.cursor() as cursor:
+        cursor.execute(
+            "SELECT 1 FROM deliveries_lane WHERE subscription_id = %s FOR UPDATE",
+            [subscription.pk],
+        )
+    return holder
+
+
+def test_a_lane_that_somebody_has_locked_holds_up_no_other(
+    sender: Sender, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is not claimed together with others again and again: it waits, longer each time."""
+    stuck = make_subscription(url=receiver.url, topic_patterns=["stuck"])
+    others = [make_subscription(url=receiver.url, topic_patterns=["other"]) for _ in range(5)]
+    publish("stuck", {})
+    sender.serve([stuck.pk], recovering=False)
+    publish("stuck", {})
+    rounds: list[float] = []
+    delays: list[float] = []
+    holder = locking(stuck)
+    try:
+        real = Claimer._later
+
+        def note(self: Claimer, subscription_id: Any, seconds: float) -> None:
+            delays.append(seconds)
+            real(self, subscription_id, seconds)
+
+        monkeypatch.setattr(Claimer, "_later", note)
+        waiting = threading.Thread(
+            target=sender.serve, args=([stuck.pk],), kwargs={"recovering": False}
+        )
+        waiting.start()
+        for _ in range(10):
+            publish("other", {})
+            began = time.monotonic()
+            sender._claimers[False].put([one.pk for one in others])
+            eventually(
+                lambda: (
+                    not Delivery.objects.filter(status="pending", subscription__in=others).exists()
+                )
+            )
+            rounds.append(time.monotonic() - began)
+        eventually(lambda: len(delays) >= 4)
+    finally:
+        holder.rollback()
+        holder.close()
+    waiting.join(20)
+    assert statuses(stuck) == {"succeeded": 2}
+    assert sorted(delays) == delays, "the delay grows"
+    assert sorted(rounds)[5] < 0.2, "no round waits for a lock"
+
+
+def test_the_bodies_that_a_process_holds_have_a_limit(
+    sender: Sender, script: Script, receiver: Receiver, configure: Callable[..., None]
+) -> None:
+    """Slow receivers and large payloads: what one process holds does not grow with their number."""
+    configure(max_payload_bytes=2**20)
+    sender._memory.limit = 300_000
+    body = "x" * 60_000
+    subscriptions = [
+        make_subscription(url=receiver.url, topic_patterns=[f"to.{n}"], max_in_flight=2)
+        for n in range(10)
+    ]
+    publish_many(
+        [NewEvent(topic=f"to.{n}", payload={"b": body}) for n in range(10) for _ in range(6)]
+    )
+    script.always = Answer(200, delay=0.02)
+    held: list[int] = []
+    hold = sender._memory.hold
+
+    def note(payloads: Any) -> None:
+        hold(payloads)
+        held.append(sender._memory.held)
+
+    sender._memory.hold = note  # type: ignore[method-assign]
+    sender.serve([one.pk for one in subscriptions], recovering=False)
+    assert all(statuses(one) == {"succeeded": 6} for one in subscriptions)
+    assert max(held) <= 300_000 + 61_000, "the limit, and one body"
+    assert sender._memory.held == 0

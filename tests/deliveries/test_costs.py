@@ -9,39 +9,24 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
-from uuid import UUID
 
 import pytest
-import redis
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from deliveries import NewEvent, publish, publish_many
 from deliveries.models import Delivery
-from deliveries.sending import worker as sending
-from deliveries.sending.worker import Sender
+from deliveries.sending import sender as sending
+from deliveries.sending.sender import Sender
 from deliveries.settling.settle import settle
-from deliveries.waking import wakeups
-from deliveries.waking.wakeups import lower_flags, wake
 from tests.factories import make_subscription, statuses
 from webhooks_project.receiver import Receiver
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-QUEUE = "deliver"
-
 
 def numbered(count: int) -> list[NewEvent]:
     return [NewEvent(topic="test.one", payload={"n": n}) for n in range(count)]
-
-
-@pytest.fixture
-def broker(broker: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> redis.Redis:
-    """A machine that is slow just now makes no flag expire, and no command time out."""
-    monkeypatch.setattr(wakeups, "FLAG_SECONDS", 600)
-    monkeypatch.setattr(wakeups, "REDIS_TIMEOUT", 30.0)
-    wakeups.flags.cache_clear()
-    return broker
 
 
 # Publishing
@@ -70,7 +55,7 @@ class Counted:
         self.calls: list[tuple[int, int]] = []
         self._hold_first = hold_first
 
-    def __call__(self, results: Sequence[Any], ends: Sequence[Any]) -> Any:
+    def __call__(self, results: Sequence[Any], ends: Sequence[Any], **more: Any) -> Any:
         if not self.calls and not self._hold_first.wait(30):
             raise AssertionError("the other results never came")
         statements = 0
@@ -81,7 +66,7 @@ class Counted:
             return execute(*arguments)
 
         with connection.execute_wrapper(count):
-            settled = settle(results, ends)
+            settled = settle(results, ends, **more)
         self.calls.append((len(results), statements))
         return settled
 
@@ -95,15 +80,15 @@ def test_successes_that_finish_together_are_settled_in_one_statement(
     all_answered = threading.Event()
     counted = Counted(all_answered)
     monkeypatch.setattr(sending, "settle", counted)
-    hand_over, answered = sender.settle, []
+    hand_over, answered = sender._settlements.put, []
 
-    def note(*items: Any, **more: Any) -> None:
-        hand_over(*items, **more)
-        answered.extend(items)
+    def note(item: Any) -> None:
+        hand_over(item)
+        answered.append(item)
         if len(answered) == 10:
             all_answered.set()
 
-    monkeypatch.setattr(sender, "settle", note)
+    monkeypatch.setattr(sender._settlements, "put", note)
     sender.serve([subscription.pk], recovering=False)
     assert statuses(subscription) == {"succeeded": 10}
     # The first call holds what had come when it began, the second all the rest.
@@ -124,29 +109,6 @@ def test_a_lone_delivery_is_written_down_with_the_end_of_its_lane(
     sender.serve([subscription.pk], recovering=False)
     assert statuses(subscription) == {"succeeded": 1}
     assert counted.calls == [(1, 1)], "one statement for the result and the lane"
-
-
-# Waking
-
-
-def woken(broker: redis.Redis, ids: Sequence[UUID]) -> int:
-    """How many messages wait in the queue after these subscriptions were woken."""
-    wake(ids, patience=30)
-    return int(broker.llen(QUEUE))  # type: ignore[arg-type]
-
-
-def test_a_subscription_whose_wake_up_waits_gets_no_second_one(broker: redis.Redis) -> None:
-    ids = [UUID(int=number) for number in range(20)]
-    first = woken(broker, ids)
-    assert 1 <= first <= 20
-    for _ in range(10):
-        assert woken(broker, ids) == first
-    lower_flags(ids, QUEUE)
-    assert woken(broker, ids) == 2 * first
-
-
-def test_many_subscriptions_are_woken_a_hundred_in_a_message(broker: redis.Redis) -> None:
-    assert woken(broker, [UUID(int=number) for number in range(1000)]) == 10
 
 
 # What grows

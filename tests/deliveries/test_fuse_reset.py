@@ -7,7 +7,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from deliveries import publish
-from deliveries.sending.worker import Sender
+from deliveries.sending.sender import Sender
 from subscriptions.circuit import fuse
 from subscriptions.models import Subscription, TripFuse
 from subscriptions.signals import fuse_reset
@@ -39,7 +39,7 @@ def test_a_success_resets_it(recovering: Subscription, sender: Sender) -> None:
     fuse_reset.connect(was_reset)
     sender.serve([recovering.pk], recovering=True)
     assert statuses(recovering) == {"succeeded": 1}
-    assert not fuse.blown()
+    eventually(lambda: not fuse.blown())
     assert eventually(lambda: told) == [True]
 
 

@@ -7,7 +7,6 @@ import pytest
 from deliveries.judging.policy import (
     NO_EVENT,
     OWN_FAULT_DELAY,
-    UNSIGNABLE,
     Next,
     Outcome,
     Schedule,
@@ -70,13 +69,6 @@ def test_our_own_faults_count_for_nothing_and_use_up_no_retry(error: str) -> Non
     assert outcome.excused
     assert decide(outcome, 2, SCHEDULE, MIDDLE) == Next(
         "pending", None, delay=OWN_FAULT_DELAY, retries_used=2
-    )
-
-
-@pytest.mark.parametrize("used", range(4))
-def test_what_cannot_be_signed_waits_uses_up_no_retry_and_blames_nobody(used: int) -> None:
-    assert decide(UNSIGNABLE, used, SCHEDULE, MIDDLE) == Next(
-        "pending", None, delay=OWN_FAULT_DELAY, retries_used=used
     )
 
 

@@ -19,7 +19,7 @@ from deliveries.keeping.housekeeping import expire_held, prune
 from deliveries.keeping.replay import replay
 from deliveries.keeping.sweep import sweep
 from deliveries.models import Delivery, Event, Lane
-from deliveries.sending.worker import Sender
+from deliveries.sending.sender import Sender
 from subscriptions import circuit
 from subscriptions.models import Subscription
 from tests.deliveries.conftest import Script

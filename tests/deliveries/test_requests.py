@@ -4,47 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import uuid
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import requests
 import responses
 from requests.structures import CaseInsensitiveDict
 
-from deliveries.claiming.bodies import Payload
-from deliveries.claiming.claims import ClaimedDelivery, ClaimedLane
 from deliveries.judging.policy import Verdict
-from deliveries.sending.request import judge_response, prepare
+from deliveries.judging.response import judge_response
+from deliveries.sending.request import signed_post
 from deliveries.transport import Exchange, HostNotFound, ResolverUnavailable
 
 SECRET = "whsec_" + "QUJD" * 8
 
 
-def lane(**fields: Any) -> ClaimedLane:
-    return ClaimedLane(
-        **{
-            "subscription_id": uuid.uuid4(),
-            "name": "receiver",
-            "url": "https://receiver.example.com/hook",
-            "headers": {"X-Team": "blue"},
-            "epoch": 0,
-            "secrets": [SECRET],
-            "unsendable": "",
-            "max_in_flight": 10,
-            "window": 10,
-            "failures": 0,
-            "probe": False,
-            "well": True,
-            **fields,
-        }
+def request(headers: dict[str, str] | None = None) -> requests.PreparedRequest:
+    return signed_post(
+        "https://receiver.example.com/hook",
+        {"X-Team": "blue"} if headers is None else headers,
+        [SECRET],
+        event_id="event-1",
+        topic="a.b",
+        body=b'{"v":1}',
+        timestamp=1_700_000_000,
     )
-
-
-def request() -> requests.PreparedRequest:
-    delivery = ClaimedDelivery(1, "event-1", 0, 0, Payload("a.b", b'{"v":1}'))
-    return prepare(lane(), delivery, 1_700_000_000)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.db import OperationalError, connection
@@ -15,16 +16,18 @@ from django.db.models import F
 from django.utils import timezone
 
 from deliveries import NewEvent, publish, publish_many
+from deliveries.claiming import claimer
 from deliveries.keeping import sweep as sweeping
 from deliveries.keeping.housekeeping import prune
 from deliveries.keeping.sweep import Swept, sweep
 from deliveries.models import Attempt, Delivery, Event, Lane
-from deliveries.sending import worker as sending
-from deliveries.sending.worker import Sender
+from deliveries.sending import sender as sending
+from deliveries.sending.sender import Sender
 from subscriptions import circuit
 from subscriptions.models import SigningSecret, Subscription
 from tests.deliveries.conftest import Script
 from tests.factories import make_subscription, statuses
+from tests.webhooks_project.waiting import eventually
 from webhooks_project.receiver import Answer, Received, Receiver
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -217,8 +220,9 @@ def test_deliveries_that_cannot_be_signed_wait_for_the_right_key_and_hold_up_no_
         send(poisoned)
     delivery = Delivery.objects.get(subscription=poisoned)
     assert (delivery.status, delivery.retries_used) == ("pending", 0)
-    assert "secret" in delivery.last_error
-    assert f"Nothing can be sent to subscription {poisoned.pk}" in caplog.text
+    assert "secret" in Lane.objects.get(subscription=poisoned).backoff_reason
+    assert not Attempt.objects.filter(delivery=delivery).exists()
+    assert f"Nothing can be sent to subscription {poisoned.name} ({poisoned.pk})" in caplog.text
     poisoned.refresh_from_db()
     assert (poisoned.state, poisoned.consecutive_failures) == ("active", 0)
     SigningSecret.objects.filter(pk=secret.pk).update(ciphertext=secret.ciphertext)
@@ -244,10 +248,8 @@ def test_a_subscription_without_a_secret_sends_nothing_unsigned(
 
 
 def test_an_id_that_was_removed_and_published_again_sends_the_new_body(
-    send: Send, receiver: Receiver, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    send: Send, receiver: Receiver, configure: Callable[..., None]
 ) -> None:
-    now = 1000.0
-    monkeypatch.setattr("deliveries.claiming.bodies.time", SimpleNamespace(monotonic=lambda: now))
     subscription = make_subscription(url=receiver.url)
     configure(keep_succeeded_days=10 / 86400)
     publish("test.one", {"n": 1}, event_id="again")
@@ -255,7 +257,6 @@ def test_an_id_that_was_removed_and_published_again_sends_the_new_body(
     Delivery.objects.update(finished_at=timezone.now() - timedelta(seconds=11))
     Event.objects.update(created_at=timezone.now() - timedelta(seconds=11))
     assert prune() == (1, 1)
-    now += 11
     publish("test.one", {"n": 2}, event_id="again")
     send(subscription)
     assert [json.loads(one.body)["payload"]["n"] for one in receiver.received] == [1, 2]
@@ -277,8 +278,8 @@ def test_a_result_that_is_settled_twice_counts_once(
     script.answers = [Answer(answer)]
     settle = sending.settle
 
-    def lose_the_answer(*items: Any) -> Any:
-        settle(*items)
+    def lose_the_answer(*items: Any, **more: Any) -> Any:
+        settle(*items, **more)
         Subscription.objects.update(consecutive_failures=F("consecutive_failures") + 1)
         monkeypatch.setattr(sending, "settle", settle)
         raise OperationalError("the connection was lost with the commit's answer")
@@ -417,9 +418,9 @@ def test_a_release_begins_with_one_request_and_doubles(sender: Sender, ordered: 
 
 
 @pytest.fixture
-def stale_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each answer finds the claim too old to begin another request without looking anew."""
-    monkeypatch.setattr("deliveries.sending.lane.FRESH", 0.0)
+def stale_at_once(configure: Callable[..., None]) -> None:
+    """Each answer finds the claim too old to begin another request."""
+    configure(time_slice=0.0)
 
 
 def test_a_pause_while_a_request_is_in_flight_keeps_its_result(
@@ -478,10 +479,9 @@ class held_request:
             args=([subscription.pk],),
             kwargs={"recovering": True},
         )
+        places = self._sender.transport.capacity(recovering=True)
         self._thread.start()
-        deadline = threading.Event()
-        while not Delivery.objects.exclude(lease_until=None).exists():
-            assert not deadline.wait(0.01)
+        eventually(lambda: self._sender.transport.capacity(recovering=True) < places)
         return subscription, self._let_go
 
     def _let_go(self) -> None:
@@ -537,9 +537,7 @@ def test_twenty_tasks_for_one_subscription_send_each_event_once(
 def test_a_result_that_the_database_refuses_ends_alone(
     send: Send, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import deliveries.sending.lane
-
-    real = deliveries.sending.lane.judge_response
+    real = sending.judge_response
 
     def spoil(answer: Any) -> Any:
         from dataclasses import replace
@@ -548,7 +546,7 @@ def test_a_result_that_the_database_refuses_ends_alone(
         return replace(judged, response_body="a\x00b") if spoiled.pop() else judged
 
     spoiled = [False] * 5 + [True] + [False] * 4
-    monkeypatch.setattr(deliveries.sending.lane, "judge_response", spoil)
+    monkeypatch.setattr(sending, "judge_response", spoil)
     subscription = make_subscription(url=receiver.url)
     publish_numbered(10)
     send(subscription)
@@ -556,22 +554,28 @@ def test_a_result_that_the_database_refuses_ends_alone(
     assert "could not be recorded" in Delivery.objects.get(status="failed").last_error
 
 
-def test_a_slice_that_is_over_leaves_the_rest_to_a_new_wake_up(
-    send: Send,
-    receiver: Receiver,
-    ordered: list[Any],
+def test_a_slice_that_is_over_gives_the_others_their_turn(
+    sender: Sender,
     configure: Callable[..., None],
     script: Script,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     configure(time_slice=0.1)
-    subscription = make_subscription(url=receiver.url, max_in_flight=1)
-    publish_numbered(20)
-    ordered.clear()
+    busy = make_subscription(url=receiver.url, max_in_flight=1, topic_patterns=["busy"])
+    publish_many([NewEvent(topic="busy", payload={"n": n}) for n in range(20)])
     script.always = Answer(200, delay=0.03)
-    send(subscription)
-    left = statuses(subscription)
-    assert 0 < left["succeeded"] < 20
-    assert ordered == [(subscription.pk, "deliver", 0.0)]
+    claims: list[list[UUID]] = []
+    claim = claimer.claim
+
+    def note(ids: list[UUID], *others: Any, **more: Any) -> Any:
+        claims.append(list(ids))
+        return claim(ids, *others, **more)
+
+    monkeypatch.setattr(claimer, "claim", note)
+    sender.serve([busy.pk], recovering=False)
+    assert statuses(busy) == {"succeeded": 20}
+    assert len(claims) > 2, "the lane was released and claimed again"
     assert not Delivery.objects.exclude(lease_until=None).exists()
 
 
@@ -775,13 +779,15 @@ def test_events_go_out_in_the_order_in_which_they_were_published(
 def test_no_secret_is_in_a_repr(sender: Sender, receiver: Receiver) -> None:
     import uuid
 
-    from deliveries.claiming.bodies import EventBodies
+    from deliveries.claiming.claimer import _decrypt
     from deliveries.claiming.claims import claim
-    from deliveries.sending.worker import _decrypt
+    from deliveries.claiming.memory import BodyMemory
 
     subscription = make_subscription(url=receiver.url)
     publish("test.one", {})
-    found = claim([subscription.pk], EventBodies(), _decrypt, token=uuid.uuid4(), failing_too=True)
+    found = claim(
+        [subscription.pk], BodyMemory(2**20), _decrypt, token=uuid.uuid4(), failing_too=True
+    )
     assert found.lanes[0].secrets[0].startswith("whsec_")
     assert "whsec_" not in repr(found)
 

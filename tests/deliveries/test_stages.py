@@ -1,68 +1,73 @@
-"""How often a stage makes a batch: pure rules on values, and a thread that keeps to them."""
+"""Stages: who shares a batch, and what is put for later."""
 
 from __future__ import annotations
 
-import itertools
 import threading
+import time
 
-from deliveries.sending.stages import LARGE, Pace, Stage
-
-
-def test_a_few_small_batches_begin_at_once() -> None:
-    pace = Pace(per_second=100, burst=10)
-    for _ in range(10):
-        assert pace.wait(5.0) == 0
-        pace.count(5.0, 1)
+from deliveries.stage import Stage
 
 
-def test_beyond_these_they_begin_ten_milliseconds_apart() -> None:
-    pace = Pace(per_second=100, burst=10)
-    now, begun = 5.0, []
-    for _ in range(30):
-        now += pace.wait(now)
-        begun.append(round(now, 6))
-        pace.count(now, 1)
-    assert begun[:10] == [5.0] * 10
-    gaps = {round(later - earlier, 6) for earlier, later in itertools.pairwise(begun[11:])}
-    assert gaps == {0.01}
-
-
-def test_what_comes_seldom_never_waits() -> None:
-    pace = Pace(per_second=100, burst=10)
-    for n in range(1000):
-        assert pace.wait(n / 50) == 0
-        pace.count(n / 50, 1)
-
-
-def test_nobody_waits_longer_than_one_interval_after_many_urgent_batches() -> None:
-    pace = Pace(per_second=100, burst=10)
-    for n in range(1000):
-        pace.count(5.0 + n / 1000, 1)
-    assert pace.wait(6.0) <= 0.01
-
-
-def test_a_large_batch_is_worth_its_transaction() -> None:
-    pace = Pace(per_second=100, burst=1)
-    for _ in range(100):
-        assert pace.wait(5.0) == 0
-        pace.count(5.0, LARGE)
-
-
-def test_what_comes_meanwhile_shares_a_batch_and_what_is_urgent_ends_the_wait() -> None:
+def test_what_comes_meanwhile_shares_a_batch() -> None:
     batches: list[list[int]] = []
-    done = threading.Event()
+    begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
 
     def handle(batch: list[int]) -> None:
         batches.append(batch)
+        begun.set()
+        go_on.wait(30)
         if batch[-1] == 99:
             done.set()
 
-    # One small batch an hour: without the urgent item the test would not end.
-    stage: Stage[int] = Stage("paced", handle, pace=Pace(per_second=1 / 3600, burst=0))
-    stage.put(0, urgent=True)
-    for number in range(1, 50):
+    stage: Stage[int] = Stage("test", handle)
+    stage.put(0)
+    assert begun.wait(30)
+    for number in range(1, 100):
         stage.put(number)
-    stage.put(99, urgent=True)
+    go_on.set()
     assert done.wait(30)
     stage.close()
-    assert [one for batch in batches for one in batch] == [*range(50), 99]
+    assert batches == [[0], list(range(1, 100))]
+
+
+def test_what_is_put_for_later_comes_when_it_is_due_and_holds_up_nothing() -> None:
+    began = time.monotonic()
+    seen: list[tuple[str, float]] = []
+    done = threading.Event()
+
+    def handle(batch: list[str]) -> None:
+        seen.extend((item, time.monotonic() - began) for item in batch)
+        if "later" in batch:
+            done.set()
+
+    stage: Stage[str] = Stage("test", handle)
+    stage.put_later("later", 0.2)
+    stage.put("now")
+    assert done.wait(30)
+    stage.close()
+    assert [item for item, _ in seen] == ["now", "later"]
+    assert seen[1][1] >= 0.2
+
+
+def test_a_stage_that_is_closed_handles_what_it_was_given_also_what_was_for_later() -> None:
+    seen: list[int] = []
+    stage: Stage[int] = Stage("test", seen.extend)
+    stage.put_later(2, 3600)
+    stage.put(1)
+    stage.close()
+    assert sorted(seen) == [1, 2]
+
+
+def test_a_batch_that_fails_is_logged_and_the_next_one_is_handled() -> None:
+    seen: list[int] = []
+
+    def handle(batch: list[int]) -> None:
+        seen.extend(batch)
+        if 1 in batch:
+            raise RuntimeError("a mistake")
+
+    stage: Stage[int] = Stage("test", handle, max_batch=1)
+    stage.put(1)
+    stage.put(2)
+    stage.close()
+    assert seen == [1, 2]

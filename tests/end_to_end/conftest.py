@@ -124,7 +124,7 @@ def broker(settings: Any, transactional_db: None) -> Iterator[redis.Redis]:
     from webhooks_project.celery import app
 
     client = empty_redis()
-    wakeups.flags_outage._until = wakeups.broker_outage._until = 0.0
+    wakeups.redis_outage._until = wakeups.broker_outage._until = 0.0
     yield client
     empty_redis().close()
     client.close()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import IntegrityError, connection
 
 from deliveries import publish
 from deliveries.models import Attempt, Delivery
@@ -231,18 +231,12 @@ def test_bad_stored_patterns_disable_nothing_but_themselves(
 ) -> None:
     good, _ = subscribe(receiver, "order.*")
     mixed, _ = subscribe(receiver, "order.*")
-    broken, _ = subscribe(receiver, "order.*")
+    update = "UPDATE subscriptions_subscription SET topic_patterns = %s WHERE id = %s"
     with connection.cursor() as cursor:
-        cursor.execute(
-            "UPDATE subscriptions_subscription SET topic_patterns = %s WHERE id = %s",
-            ['["a..b", "order.>", 7, "**"]', mixed.pk],
-        )
-        cursor.execute(
-            "UPDATE subscriptions_subscription SET topic_patterns = %s WHERE id = %s",
-            ['{"not": "a list"}', broken.pk],
-        )
+        cursor.execute(update, ['["a..b", "order.>", 7, "**"]', mixed.pk])
+        with pytest.raises(IntegrityError):
+            cursor.execute(update, ['{"not": "a list"}', good.pk])
     workers.worker()
     publish("order.created", {})
     assert receiver.wait_for(2, PATIENCE)
     eventually(lambda: statuses(good) == statuses(mixed) == {"succeeded": 1}, "both good ones")
-    assert statuses(broken) == {}

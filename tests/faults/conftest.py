@@ -166,6 +166,6 @@ def _empty(cluster: Cluster) -> None:
         cursor.execute(f"TRUNCATE {_TABLES} CASCADE")
     with redis.Redis.from_url(django_settings.REDIS_URL) as client:
         client.flushall()
-    wakeups.flags_outage.end()
+    wakeups.redis_outage.end()
     wakeups.broker_outage.end()
-    wakeups.flags_outage._until = wakeups.broker_outage._until = 0.0
+    wakeups.redis_outage._until = wakeups.broker_outage._until = 0.0

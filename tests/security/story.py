@@ -34,11 +34,12 @@ from django.urls import clear_url_caches, include, path, set_urlconf
 from django.views.debug import ExceptionReporter
 
 from deliveries import publish
-from deliveries.claiming.bodies import EventBodies
 from deliveries.claiming.claims import claim
+from deliveries.claiming.memory import BodyMemory
 from deliveries.models import Attempt, Delivery, Event
 from deliveries.sending import signing
-from deliveries.sending.worker import Sender
+from deliveries.sending.request import signed_post
+from deliveries.sending.sender import Sender
 from deliveries.transport import Transport
 from deliveries.waking import wakeups
 from subscriptions.conf import conf
@@ -221,7 +222,10 @@ def _post_to_the_admin(story: Story, client: Client, subscription: Subscription)
             "enabled": "on", "max_in_flight": "1", "recovery": "manual", "headers": "{}",
         },
     )  # fmt: skip
-    rotated = client.post(f"{base}{subscription.pk}/rotate-secret/", {"old_secret": "overlap"})
+    newest = subscription.secrets.order_by("-pk")[0].pk
+    rotated = client.post(
+        f"{base}{subscription.pk}/rotate-secret/", {"old_secret": "overlap", "shown_with": newest}
+    )
     for what, response in (("added", added), ("rotated", rotated)):
         secret = re.search(r"whsec_[A-Za-z0-9+/=]+", html.unescape(response.content.decode()))
         assert secret, response.content.decode()
@@ -264,7 +268,7 @@ def _break(
     for module, name in ((signing, "headers"), (crypto, "decrypt")):
         with monkeypatch.context() as broken:
             broken.setattr(module, name, fail)
-            from deliveries.sending.worker import _decrypt
+            from deliveries.claiming.claimer import _decrypt
 
             _decrypt.cache_clear()
             publish("test.broken", {})
@@ -273,20 +277,20 @@ def _break(
 
 def _show(story: Story, sender: Sender, subscription: Subscription) -> None:
     """What a log line with `%r`, a debugger or an error report would show."""
-    from deliveries.sending.request import prepare
-
     publish("test.shown", {})
     Delivery.objects.filter(subscription=subscription, status="pending").update(lease_until=None)
     connection.cursor().execute("UPDATE deliveries_lane SET resume_at = NULL, failures = 0")
     token = uuid.uuid4()
     found = claim(
-        [subscription.pk], EventBodies(), lambda text: crypto.decrypt(text).decode(),
+        [subscription.pk], BodyMemory(2**20), lambda text: crypto.decrypt(text).decode(),
         token=token, failing_too=True,
     )  # fmt: skip
     lane = found.lanes[0]
     assert SECOND in lane.secrets
     for thing in (
-        found, lane, lane.deliveries[0], prepare(lane, lane.deliveries[0], 1), sender,
+        found, lane, lane.deliveries[0], signed_post(
+            lane.url, lane.headers, lane.secrets, event_id="e", topic="a", body=b"", timestamp=1
+        ), sender,
         sender.transport, conf(), subscription, list(SigningSecret.objects.all()),
         SigningSecret.objects.first(), Event.objects.first(), Delivery.objects.first(),
         Attempt.objects.first(),
@@ -307,10 +311,11 @@ def _messages() -> list[str]:
             found.append(message.decode())
             found.append(base64.b64decode(json.loads(message)["body"]).decode())
         client.delete(queue)
-    flags = wakeups.flags()
-    for key in flags.scan_iter("webhooks:*"):
-        found.append(f"{key!r} {flags.get(key)!r}")
-        flags.delete(key)
+    redis_ = wakeups.client()
+    for key in redis_.scan_iter("webhooks:*"):
+        value = redis_.zrange(key, 0, -1) if key.endswith(b":due") else redis_.get(key)
+        found.append(f"{key!r} {value!r}")
+        redis_.delete(key)
     return found
 
 

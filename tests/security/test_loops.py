@@ -10,7 +10,7 @@ import pytest
 from deliveries import publish
 from deliveries.models import Attempt, Delivery, Event
 from deliveries.sending.send_test import send_test
-from deliveries.sending.worker import Sender
+from deliveries.sending.sender import Sender
 from tests.factories import make_subscription
 
 # Nothing is collected where tests run.

@@ -12,9 +12,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from deliveries.judging.policy import (
+    MAX_RETRY_AFTER,
+    MIN_RETRY_AFTER,
     OWN_FAULTS,
-    RETRY_AFTER_LEAST,
-    RETRY_AFTER_MOST,
     Outcome,
     Schedule,
     Verdict,
@@ -78,7 +78,7 @@ schedules = st.builds(
 spreads = st.floats(0, 1, exclude_max=True)
 statuses = st.one_of(st.none(), st.integers(100, 999))
 errors = st.sampled_from(["timeout", "dns", "refused", "tls", "other", *sorted(OWN_FAULTS)])
-delays_asked = st.one_of(st.none(), st.floats(RETRY_AFTER_LEAST, RETRY_AFTER_MOST))
+delays_asked = st.one_of(st.none(), st.floats(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
 
 
 @FIXED
@@ -110,7 +110,7 @@ def test_whatever_is_answered_a_delivery_ends_and_is_never_due_in_the_past(
             assert (following.status == "succeeded") == (status is not None and 200 <= status < 300)
             return
         longest = max((*schedule.quick, *schedule.slow, 15.0)) * 2
-        assert 0 <= following.delay <= max(longest, RETRY_AFTER_MOST)
+        assert 0 <= following.delay <= max(longest, MAX_RETRY_AFTER)
         if outcome.retry_after is not None:
             assert following.delay >= outcome.retry_after
         assert following.retries_used == used + (0 if outcome.own_fault else 1)
@@ -164,13 +164,13 @@ numbers = st.one_of(
 @example("")
 def test_any_retry_after_is_nothing_or_between_a_second_and_a_day(text: str) -> None:
     found = parse_retry_after(text, NOW)
-    assert found is None or RETRY_AFTER_LEAST <= found <= RETRY_AFTER_MOST
+    assert found is None or MIN_RETRY_AFTER <= found <= MAX_RETRY_AFTER
 
 
 @FIXED
 @given(st.integers(0, 10**9), st.sampled_from(["", " ", "\t"]))
 def test_seconds_are_taken_as_they_are_within_the_limits(number: int, blank: str) -> None:
-    expected = min(RETRY_AFTER_MOST, max(RETRY_AFTER_LEAST, number))
+    expected = min(MAX_RETRY_AFTER, max(MIN_RETRY_AFTER, number))
     assert parse_retry_after(f"{blank}{number}{blank}", NOW) == expected
 
 
@@ -178,7 +178,7 @@ def test_seconds_are_taken_as_they_are_within_the_limits(number: int, blank: str
 @given(st.integers(-(10**7), 10**7))
 def test_a_date_is_the_seconds_until_then_within_the_limits(apart: int) -> None:
     text = email.utils.format_datetime(NOW + timedelta(seconds=apart), usegmt=True)
-    expected = min(RETRY_AFTER_MOST, max(RETRY_AFTER_LEAST, apart))
+    expected = min(MAX_RETRY_AFTER, max(MIN_RETRY_AFTER, apart))
     assert parse_retry_after(text, NOW) == expected
 
 

@@ -1,0 +1,256 @@
+"""The thread that takes wake-ups of one queue and claims for them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from uuid import UUID
+
+import redis
+
+from deliveries.claiming.claims import (
+    Claim,
+    claim,
+    forget_bodies,
+    release,
+    release_unsendable,
+)
+from deliveries.claiming.memory import BodyMemory
+from deliveries.progress import Progress
+from deliveries.stage import Stage
+from deliveries.values import ClaimedLane
+from deliveries.waking import wakeups
+from deliveries.waking.queues import DELIVER, RECOVER
+from subscriptions.database import AWAY, close_own_connection, use_own_connection, worker_cursor
+from subscriptions.secrets import crypto
+
+logger = logging.getLogger(__name__)
+
+# How long what somebody has locked waits, in seconds: doubled each time, up to the second.
+LOCKED_DELAY = 0.02
+MAX_LOCKED_DELAY = 1.0
+# How often a process that has no room looks whether it has, in seconds.
+NO_ROOM_PAUSE = 0.02
+
+# A claim may wait for no disk: after a crash of PostgreSQL, what was in flight may be sent again.
+_SETTINGS = {"synchronous_commit": "off"}
+
+OnClaimed = Callable[[list[ClaimedLane], bool], None]
+
+
+class Claimer:
+    """Claims for the ids that it is given, and for those of the due set while it listens.
+
+    `on_claimed(lanes, recovering)` gets what is to be sent; each of these lanes is counted in
+    `progress` until its owner has released it. `places()`: how many requests can begin now; while
+    none can, nothing is claimed, so that no lease is taken for a request that waits. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        *,
+        recovering: bool,
+        memory: BodyMemory,
+        progress: Progress,
+        places: Callable[[], int],
+        on_claimed: OnClaimed,
+        stopping: threading.Event,
+    ) -> None:
+        self.recovering = recovering
+        self._memory = memory
+        self._progress = progress
+        self._places = places
+        self._on_claimed = on_claimed
+        self._stopping = stopping
+        self._listener = wakeups.Listener(RECOVER if recovering else DELIVER)
+        self._listen_until = 0.0
+        self._found_none = False
+        self._locked: dict[UUID, float] = {}
+        self._stage = _ClaimStage(self)
+
+    @property
+    def listening(self) -> bool:
+        """Whether the due set is being listened to."""
+        return self._listen_until > 0
+
+    def listen(self) -> None:
+        """Listen to the due set, until no wake-up came for some seconds."""
+        self._listen_until = time.monotonic() + wakeups.LISTEN_SECONDS
+        self._found_none = False
+        self._stage.wake()
+
+    def put(self, subscription_ids: Iterable[UUID]) -> None:
+        """Claim for these subscriptions. Never waits."""
+        for subscription_id in subscription_ids:
+            self._progress.begin()
+            self._stage.put(subscription_id)
+
+    def again(self, subscription_ids: list[UUID]) -> None:
+        """Claim for these again, after those that came before. Never waits for a claim."""
+        if self.listening and not wakeups.redis_outage.lasting():
+            # Every process that listens may take them.
+            wakeups.wake(subscription_ids, recovering=self.recovering)
+        else:
+            self.put(subscription_ids)
+
+    def close(self) -> None:
+        """Claim for what was put before, then end the thread."""
+        self._listen_until = 0.0
+        self._stage.close()
+
+    # The thread.
+
+    def wait_for_room(self) -> int:
+        """How many subscriptions the next claim may be for; waits until that is one at least."""
+        while not self._stopping.is_set():
+            places = self._places()
+            if places > 0 and self._memory.wait_for_room(NO_ROOM_PAUSE):
+                return self._memory.rows(places)
+            if places <= 0:
+                self._stopping.wait(NO_ROOM_PAUSE)
+        return wakeups.TAKEN_AT_ONCE
+
+    def take(self, limit: int, timeout: float | None) -> list[UUID]:
+        """Ids from the due set; none if none came for a while, or Redis is away."""
+        if wakeups.redis_outage.lasting() or self._stopping.is_set():
+            self._listen_until = 0.0
+            return []
+        try:
+            wait = self._found_none
+            # Redis takes no wait of less than a millisecond for one.
+            seconds = wakeups.WAIT_SECONDS if timeout is None else max(0.001, timeout)
+            found = self._listener.take(limit, wait=seconds if wait else 0)
+            wakeups.redis_outage.end()
+            if found:
+                self._found_none = False
+                self._listen_until = time.monotonic() + wakeups.LISTEN_SECONDS
+            elif not wait:
+                self._found_none = True
+            elif time.monotonic() > self._listen_until and self._listener.stop():
+                self._listen_until = 0.0
+        except redis.RedisError as error:
+            wakeups.redis_outage.begin(error)
+            self._listen_until = 0.0
+            return []
+        for _ in found:
+            self._progress.begin()
+        return [UUID(text) for text in found]
+
+    def handle(self, subscription_ids: list[UUID]) -> None:
+        """Claim for these, each once."""
+        try:
+            self._claim_safely(list(dict.fromkeys(subscription_ids)))
+        finally:
+            for _ in subscription_ids:
+                self._progress.end()
+
+    def _claim_safely(self, ids: list[UUID]) -> None:
+        try:
+            self._claim(ids)
+        except AWAY as error:
+            close_own_connection()
+            logger.warning("nothing can be claimed now; the sweep will wake again: %s", error)
+        except Exception:
+            close_own_connection()
+            if len(ids) == 1:
+                logger.exception("the claim for subscription %s failed", ids[0])
+                return
+            logger.exception("a claim for %d subscriptions failed; claiming singly", len(ids))
+            for subscription_id in ids:
+                self._claim_safely([subscription_id])
+
+    def _claim(self, ids: list[UUID]) -> None:
+        if self._stopping.is_set():
+            wakeups.wake(ids, recovering=self.recovering)
+            return
+        token = uuid.uuid4()
+        found = claim(ids, self._memory, _decrypt, token=token, failing_too=self.recovering)
+        if found.lanes:
+            for _ in found.lanes:
+                self._progress.begin()
+            self._on_claimed(found.lanes, self.recovering)
+        for lane in found.unsendable:
+            self._release_unsendable(lane)
+        if found.again:
+            self.again(found.again)
+        if found.failing:
+            wakeups.wake(found.failing, recovering=True)
+        self._wait_for_locked(ids, found)
+        for subscription_id in found.unreleased:
+            self._release_later(subscription_id, token)
+
+    def _wait_for_locked(self, ids: list[UUID], found: Claim) -> None:
+        """What somebody has locked waits by itself, longer each time."""
+        for subscription_id in found.locked:
+            delay = min(MAX_LOCKED_DELAY, 2 * self._locked.get(subscription_id, LOCKED_DELAY / 2))
+            self._locked[subscription_id] = delay
+            self._later(subscription_id, delay)
+        if self._locked:
+            for subscription_id in set(ids).difference(found.locked):
+                self._locked.pop(subscription_id, None)
+
+    def _later(self, subscription_id: UUID, seconds: float) -> None:
+        self._progress.begin()
+        self._stage.put_later(subscription_id, seconds)
+
+    def _release_unsendable(self, lane: ClaimedLane) -> None:
+        logger.error(
+            "Nothing can be sent to subscription %s (%s); its deliveries wait: %s",
+            lane.name,
+            lane.subscription_id,
+            lane.unsendable,
+        )
+        forget_bodies(lane.deliveries, self._memory)
+        with worker_cursor() as cursor:
+            release_unsendable(cursor, lane)
+
+    def _release_later(self, subscription_id: UUID, token: UUID) -> None:
+        """Release an idle lane that somebody had locked, in a thread: it is a rare case."""
+        timer = threading.Timer(0.5, self._release, (subscription_id, token))
+        timer.daemon = True
+        timer.start()
+
+    def _release(self, subscription_id: UUID, token: UUID) -> None:
+        use_own_connection(_SETTINGS)
+        try:
+            with worker_cursor() as cursor:
+                again, locked = release(cursor, [subscription_id], token)
+        except AWAY as error:
+            logger.warning("the lane %s stays claimed for a lease: %s", subscription_id, error)
+            return
+        finally:
+            close_own_connection()
+        if again:
+            self.again(again)
+        if locked:
+            self._release_later(subscription_id, token)
+
+
+class _ClaimStage(Stage[UUID]):
+    """A stage whose items also come from Redis, while its claimer listens."""
+
+    def __init__(self, owner: Claimer) -> None:
+        super().__init__(
+            "recover" if owner.recovering else "claim",
+            owner.handle,
+            max_batch=wakeups.TAKEN_AT_ONCE,
+            setup=lambda: use_own_connection(_SETTINGS),
+            teardown=close_own_connection,
+        )
+        self._owner = owner
+
+    def _gather(self, batch: list[UUID], *, wait: bool) -> None:
+        room = self._owner.wait_for_room()
+        self._max_batch = max(1, min(room, wakeups.TAKEN_AT_ONCE))
+        super()._gather(batch, wait=wait and not self._owner.listening)
+        if not batch and wait and self._owner.listening:
+            batch += self._owner.take(self._max_batch, self.seconds_to_next())
+
+
+@lru_cache(maxsize=30_000)
+def _decrypt(token: str) -> str:
+    return crypto.decrypt(token).decode()

@@ -1,0 +1,370 @@
+"""The sender of a worker process: the way of a delivery from its claim to its settlement.
+
+    wake-up → claim (a thread for each queue) → requests (the transport's thread)
+            → settle (a thread) → released, or claimed again
+
+`Sender` owns the lanes. All that happens to a lane happens on the transport's thread, one thing
+after the other; the other threads hand values over and touch no lane. The threads that claim and
+settle hold the only database connections that are used for sending, one each, and none is held
+for a request that is in flight.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from uuid import UUID
+
+from deliveries.claiming.claimer import Claimer
+from deliveries.claiming.memory import BodyMemory
+from deliveries.judging.policy import NO_EVENT, Schedule
+from deliveries.judging.response import Judged, broken, judge_response, unsendable
+from deliveries.progress import Progress
+from deliveries.sending.lane import Lane
+from deliveries.sending.request import signed_post
+from deliveries.settling.settle import Settled, settle, unsettled
+from deliveries.stage import Stage
+from deliveries.transport import Exchange, NotStarted, Transport, transport
+from deliveries.values import ClaimedDelivery, ClaimedLane, LaneEnd, Result
+from deliveries.waking import wakeups
+from subscriptions import signals
+from subscriptions.conf import conf
+from subscriptions.database import AWAY, close_own_connection, use_own_connection
+
+logger = logging.getLogger(__name__)
+
+# A retry or a backoff that ends within this many seconds is announced by this process; what is
+# later is found by the sweep, as is all of it if the process dies.
+SOON = 60.0
+# The database's clock and the worker's tick apart a little; a wake-up a moment late finds its row.
+WAKE_SLACK = 0.05
+# How long results are offered to a database that is away, in seconds: after that their leases are
+# over, and others send again what could not be recorded.
+SETTLE_TIMEOUT = 30.0
+# How much of a lease is left, in seconds, when the last request on it has ended.
+SETTLE_TIME = 5.0
+# How long what somebody has locked waits, in seconds: doubled each time, up to the second.
+LOCKED_DELAY = 0.05
+MAX_LOCKED_DELAY = 2.0
+
+
+@dataclass(slots=True)
+class _Settlement:
+    """What the settle stage writes of a lane: a result, its end, or both."""
+
+    lane: Lane
+    result: Result | None
+    end: LaneEnd | None
+    give_up_at: float = 0.0
+    delay: float = LOCKED_DELAY
+
+
+class Sender:
+    """What one worker process sends with. Thread-safe."""
+
+    def __init__(self, sends_with: Transport | None = None) -> None:
+        self.transport = transport() if sends_with is None else sends_with
+        self._stopping = threading.Event()
+        self._progress = Progress()
+        self._memory = BodyMemory(conf().body_memory)
+        self._claimers = {
+            recovering: Claimer(
+                recovering=recovering,
+                memory=self._memory,
+                progress=self._progress,
+                places=partial(self.transport.capacity, recovering),
+                on_claimed=self._on_claimed,
+                stopping=self._stopping,
+            )
+            for recovering in (False, True)
+        }
+        self._settlements: Stage[_Settlement] = Stage(
+            "settle", self._settle_batch, setup=self._begin_settling, teardown=close_own_connection
+        )
+        self._signals: Stage[Callable[[], None]] = Stage("signals", _call_all)
+        self._wakes: Stage[UUID] = Stage("wake later", partial(wakeups.wake, recovering=True))
+
+    def take(self, subscription_ids: Iterable[UUID], *, recovering: bool) -> None:
+        """Send what is due for these subscriptions, and listen for further wake-ups.
+
+        Returns at once.
+        """
+        if not self._stopping.is_set():
+            self._claimers[recovering].put(subscription_ids)
+            self._claimers[recovering].listen()
+
+    def serve(self, subscription_ids: Sequence[UUID], *, recovering: bool) -> None:
+        """Send what is due for these subscriptions; returns once it is sent and settled."""
+        self._claimers[recovering].put(subscription_ids)
+        self._progress.wait()
+
+    def stop(self) -> None:
+        """Begin no request any more. What is claimed and not sent is given back."""
+        self._stopping.set()
+        self._wakes.close()
+
+    def drain(self, timeout: float) -> bool:
+        """`stop`, and wait until all that was in flight is settled; whether that was in time."""
+        self.stop()
+        return self._progress.wait(timeout)
+
+    def close(self) -> None:
+        """Stop, and end the threads once they have done what they have. Not to be used after."""
+        self.stop()
+        for claimer in self._claimers.values():
+            claimer.close()
+        self._progress.wait()
+        self._settlements.close()
+        self._signals.close()
+
+    # On the transport's thread: everything that happens to a lane.
+
+    def _on_claimed(self, lanes: list[ClaimedLane], recovering: bool) -> None:
+        self.transport.call_soon(partial(self._begin, lanes, recovering))
+
+    def _begin(self, lanes: list[ClaimedLane], recovering: bool) -> None:
+        values = conf()
+        schedule = Schedule(values.quick_retries, values.slow_retries, values.retry_jitter)
+        begin_until = time.monotonic() + values.time_slice
+        for claimed in lanes:
+            lane = Lane(
+                claimed,
+                schedule,
+                recovering=recovering,
+                begin_until=begin_until,
+                max_backoff=values.max_backoff,
+            )
+            self._advance(lane)
+
+    def _advance(self, lane: Lane) -> None:
+        """Send as much as the window allows; release the lane once it is over."""
+        if self._stopping.is_set():
+            lane.stop()
+        while (delivery := lane.next_delivery()) is not None:
+            self._send(lane, delivery)
+        if (end := lane.end()) is not None:
+            self._release(lane, end, None)
+
+    def _send(self, lane: Lane, delivery: ClaimedDelivery) -> None:
+        try:
+            if delivery.unsendable:
+                self._answered(lane, delivery, unsendable(NO_EVENT, delivery.unsendable))
+                return
+            claimed, payload = lane.claimed, delivery.payload
+            assert payload is not None
+            request = signed_post(
+                claimed.url,
+                claimed.headers,
+                claimed.secrets,
+                event_id=delivery.event_id,
+                topic=payload.topic,
+                body=payload.body,
+                timestamp=int(time.time()),
+            )
+            self.transport.submit(
+                request,
+                partial(self._on_answer, lane, delivery),
+                # A request that began later could end after the lease, when others send again.
+                start_by=claimed.expires_at - conf().request_timeout - SETTLE_TIME,
+                recovering=lane.recovering,
+            )
+        except Exception as error:
+            logger.exception("delivery %d could not be sent", delivery.id)
+            self._answered(lane, delivery, broken(error))
+
+    def _on_answer(self, lane: Lane, delivery: ClaimedDelivery, answer: Exchange) -> None:
+        if isinstance(answer.error, NotStarted):
+            lane.not_sent(delivery)
+            if (end := lane.end()) is not None:
+                self._release(lane, end, None)
+            return
+        try:
+            judged = judge_response(answer)
+        except Exception as error:
+            logger.exception("the answer to delivery %d could not be read", delivery.id)
+            judged = broken(error)
+        self._answered(lane, delivery, judged)
+
+    def _answered(self, lane: Lane, delivery: ClaimedDelivery, judged: Judged) -> None:
+        self._forget_body(delivery)
+        started_at = time.time() - judged.duration_ms / 1000
+        spread = random.random()  # noqa: S311 - spreads retries, guards nothing
+        result = lane.answered(delivery, judged, started_at, spread)
+        # The last result takes the end of its lane with it, in one transaction.
+        end = lane.end(last=True)
+        if end is None:
+            self._settlements.put(_Settlement(lane, result, None))
+        else:
+            self._release(lane, end, result)
+
+    def _release(self, lane: Lane, end: LaneEnd, result: Result | None) -> None:
+        for delivery in end.unsent:
+            self._forget_body(delivery)
+        self._settlements.put(_Settlement(lane, result, end))
+
+    def _forget_body(self, delivery: ClaimedDelivery) -> None:
+        payload, delivery.payload = delivery.payload, None
+        if payload is not None:
+            self._memory.release(payload)
+
+    def _after_settling(self, settled: list[tuple[Lane, bool]]) -> None:
+        now = time.monotonic()
+        for lane, written in settled:
+            lane.settled(written=written, now=now)
+        for lane in dict.fromkeys(lane for lane, _ in settled):
+            self._advance(lane)
+
+    # On the settle stage's thread.
+
+    def _begin_settling(self) -> None:
+        use_own_connection()
+        # A receiver of a signal that writes an e-mail must not hold up everybody's results, nor
+        # use the connection that they are written with.
+        signals.announcer.set(self._signals.put)
+
+    def _settle_batch(self, batch: list[_Settlement]) -> None:
+        """Offer the batch to the database until it takes it, or the leases are over."""
+        now = time.monotonic()
+        for item in batch:
+            item.give_up_at = item.give_up_at or now + SETTLE_TIMEOUT
+        delay = 0.05
+        repeated = False
+        while True:
+            try:
+                settled = settle(
+                    [item.result for item in batch if item.result is not None],
+                    [item.end for item in batch if item.end is not None],
+                    repeated=repeated,
+                )
+            except AWAY as error:
+                close_own_connection()
+                if time.monotonic() > min(item.give_up_at for item in batch):
+                    logger.error("%d results could not be recorded: %s", len(batch), error)
+                    self._abandon(batch)
+                    return
+                time.sleep(delay)
+                delay = min(2.0, delay * 2)
+                repeated = True
+            except Exception:
+                close_own_connection()
+                logger.exception("%d results could not be recorded", len(batch))
+                self._abandon(batch)
+                return
+            else:
+                self._settled(batch, settled, repeated=repeated)
+                return
+
+    def _settled(self, batch: list[_Settlement], settled: Settled, *, repeated: bool) -> None:
+        if settled.locked_results or settled.locked_ends:
+            batch = self._set_aside(batch, settled)
+        ends = [(item.lane, item.end) for item in batch if item.end is not None]
+        self._go_on(ends, settled, repeated=repeated)
+        advance = [
+            (item.lane, item.result.delivery.id not in settled.given_up)
+            for item in batch
+            if item.result is not None and item.end is None
+        ]
+        if advance:
+            self.transport.call_soon(partial(self._after_settling, advance))
+        for _ in ends:
+            self._progress.end()
+
+    def _set_aside(self, batch: list[_Settlement], settled: Settled) -> list[_Settlement]:
+        """What somebody has locked waits by itself, longer each time; returns the others."""
+        done = []
+        now = time.monotonic()
+        for item in batch:
+            results = [] if item.result is None else [item.result]
+            ends = [] if item.end is None else [item.end]
+            left_results, left_ends = unsettled(settled, results, ends)
+            if not left_results and not left_ends:
+                done.append(item)
+                continue
+            if now > item.give_up_at:
+                logger.error(
+                    "a result of subscription %s could not be recorded: its rows are locked",
+                    item.lane.claimed.subscription_id,
+                )
+                self._abandon([item])
+                continue
+            if not left_results:
+                item.result = None
+            self._settlements.put_later(item, item.delay)
+            item.delay = min(MAX_LOCKED_DELAY, 2 * item.delay)
+        return done
+
+    def _abandon(self, batch: list[_Settlement]) -> None:
+        """Let the leases run out: others send again what could not be recorded."""
+        advance = [(item.lane, False) for item in batch if item.end is None]
+        if advance:
+            self.transport.call_soon(partial(self._after_settling, advance))
+        for item in batch:
+            if item.end is not None:
+                self._progress.end()
+
+    def _go_on(
+        self, ends: Sequence[tuple[Lane, LaneEnd]], settled: Settled, *, repeated: bool
+    ) -> None:
+        """Released lanes that have more to send are claimed again, each after all others.
+
+        `repeated`: the ends may have been written before, and the answer lost with the wake-ups.
+        """
+        again: dict[bool, list[UUID]] = {False: [], True: []}
+        to_recover: list[UUID] = []
+        for lane, end in ends:
+            subscription_id = end.lane.subscription_id
+            if subscription_id in settled.tripped:
+                continue
+            for seconds in end.wake_in:
+                if seconds <= SOON:
+                    self._wake_later(subscription_id, seconds + WAKE_SLACK)
+            more = repeated or end.unsent or end.lane.more or subscription_id in settled.wake_again
+            if not more or end.backoff:
+                continue
+            if end.failures and not lane.recovering:
+                to_recover.append(subscription_id)
+            else:
+                again[lane.recovering].append(subscription_id)
+        if to_recover:
+            wakeups.wake(to_recover, recovering=True)
+        for recovering, ids in again.items():
+            if not ids:
+                continue
+            if self._stopping.is_set():
+                wakeups.wake(ids, recovering=recovering)
+            else:
+                self._claimers[recovering].again(ids)
+
+    def _wake_later(self, subscription_id: UUID, seconds: float) -> None:
+        self._wakes.put_later(subscription_id, seconds)
+
+
+def _call_all(calls: list[Callable[[], None]]) -> None:
+    for call in calls:
+        try:
+            call()
+        except Exception:
+            logger.exception("a signal could not be sent")
+        finally:
+            # One that was lost meanwhile would be of no use to the next.
+            close_own_connection()
+
+
+_senders: dict[int, Sender] = {}
+_senders_lock = threading.Lock()
+
+
+def sender() -> Sender:
+    """This process's sender."""
+    process = os.getpid()
+    with _senders_lock:
+        if process not in _senders:
+            _senders.clear()
+            _senders[process] = Sender()
+        return _senders[process]

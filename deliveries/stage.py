@@ -1,0 +1,130 @@
+"""A stage: a thread that takes whatever has gathered, at once when it is idle.
+
+A lone item waits for nothing; items that come together share one batch, and so one transaction.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+
+class Stage(Generic[Item]):
+    """Runs `handle` with batches of at most `max_batch` items, one batch at a time.
+
+    `setup` and `teardown` run in its thread, before the first and after the last batch. `handle`
+    must not raise; what it raises all the same is logged, and the stage goes on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handle: Callable[[list[Item]], None],
+        *,
+        max_batch: int = 2000,
+        setup: Callable[[], None] | None = None,
+        teardown: Callable[[], None] | None = None,
+    ) -> None:
+        self._name = name
+        self._handle = handle
+        self._max_batch = max_batch
+        self._setup = setup
+        self._teardown = teardown
+        # None only wakes the thread.
+        self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._later: list[tuple[float, int, Item]] = []
+        self._numbers = itertools.count()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def put(self, item: Item) -> None:
+        """Hand over an item. Never waits."""
+        self._items.put(item)
+        if self._thread is None:
+            self._start()
+
+    def put_later(self, item: Item, seconds: float) -> None:
+        """Hand over an item that is to be handled after `seconds`."""
+        with self._lock:
+            heapq.heappush(self._later, (time.monotonic() + seconds, next(self._numbers), item))
+        self._items.put(None)
+        if self._thread is None:
+            self._start()
+
+    def wake(self) -> None:
+        """Have the thread look for items."""
+        self._items.put(None)
+        if self._thread is None:
+            self._start()
+
+    def seconds_to_next(self) -> float | None:
+        """Seconds until the next item that was put for later; None if there is none."""
+        with self._lock:
+            return max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
+
+    def close(self) -> None:
+        """Handle what was put before, then end the thread. Not to be used after."""
+        self._closed = True
+        if self._thread is not None:
+            self._items.put(None)
+            self._thread.join()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        if self._setup is not None:
+            self._setup()
+        while batch := self._next_batch():
+            try:
+                self._handle(batch)
+            except Exception:
+                logger.exception("the %s stage failed with a batch of %d", self._name, len(batch))
+        if self._teardown is not None:
+            self._teardown()
+
+    def _next_batch(self) -> list[Item]:
+        """At least one item; none once the stage is closed and everything is handled."""
+        batch: list[Item] = []
+        while not batch:
+            ended = self._closed
+            self._gather(batch, wait=not ended)
+            if ended:
+                break
+        return batch
+
+    def _gather(self, batch: list[Item], *, wait: bool) -> None:
+        self._take_due(batch)
+        timeout = self.seconds_to_next()
+        while len(batch) < self._max_batch:
+            try:
+                if batch or not wait:
+                    item = self._items.get_nowait()
+                else:
+                    item = self._items.get(timeout=timeout)
+            except queue.Empty:
+                return
+            if item is None:
+                return
+            batch.append(item)
+
+    def _take_due(self, batch: list[Item]) -> None:
+        """Take what was put for later and is due."""
+        now = time.monotonic()
+        with self._lock:
+            while self._later and (self._closed or self._later[0][0] <= now):
+                batch.append(heapq.heappop(self._later)[2])
