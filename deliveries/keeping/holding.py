@@ -35,6 +35,8 @@ HELD_TOO_LONG = "held for longer than is kept (WEBHOOKS_HOLD_DAYS)"
 # planner may run a sub-select that is joined once for each row, and lock more than its limit.)
 # SKIP LOCKED: what a settlement writes just now is not waited for; the sweep finds it.
 BATCH = 1000
+# Of each subscription that is deleted: an operator may delete a hundred in one transaction.
+BATCH_OF_DELETED = 100
 
 
 def hold(subscription_ids: Sequence[UUID], most: int = BATCH) -> int:
@@ -240,5 +242,5 @@ def _discard_on_delete(instance: Subscription, **_: Any) -> None:
             "SELECT 1 FROM subscriptions_subscription WHERE id = %s FOR UPDATE", [instance.pk]
         )
         cursor.execute("DELETE FROM deliveries_lane WHERE subscription_id = %s", [instance.pk])
-        # The sweep discards the rest of a large backlog; nobody claims for what is deleted.
-        discard([instance.pk], SUBSCRIPTION_DELETED, pending_too=True, most=BATCH)
+        # The sweep discards the rest of a larger backlog; nobody claims for what is deleted.
+        discard([instance.pk], SUBSCRIPTION_DELETED, pending_too=True, most=BATCH_OF_DELETED)

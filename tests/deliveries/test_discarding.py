@@ -176,8 +176,9 @@ def test_how_much_is_still_to_be_discarded_is_said(
 
 
 def test_a_deleted_subscriptions_deliveries_are_discarded_by_the_sweep(
-    subscription: Subscription,
+    subscription: Subscription, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(holding, "BATCH_OF_DELETED", BATCH)
     Subscription.objects.get(pk=subscription.pk).delete()
     assert statuses(subscription) == {"discarded": BATCH, "held": 10 - BATCH}
     sweep()
