@@ -325,27 +325,21 @@ def _status_lines(status: int) -> tuple[bytes, bytes]:
     return b"HTTP/1.1 %d" % status, b"HTTP/1.0 %d" % status
 
 
-@lru_cache(maxsize=1000)
-def _is_own(name: str) -> bool:
-    return name.lower() in _OWN_HEADERS
-
-
-@lru_cache(maxsize=1000)
-def _is_content_type(name: str) -> bool:
-    return name.lower() == "content-type"
-
-
 def header_lines(headers: Mapping[str, str | bytes]) -> list[str]:
     """Header lines in libcurl's spelling. Raises `InvalidHeader`."""
     lines = ["Expect:"]
+    has_type = False
     for name, value in headers.items():
-        if _is_own(name):
+        lowered = name.lower()
+        if lowered in _OWN_HEADERS:
             continue
+        if lowered == "content-type":
+            has_type = True
         if isinstance(value, bytes):
             value = value.decode("latin-1")
         # libcurl's way to send a header without a value; "Name:" would leave it out.
         lines.append(f"{name}: {value}" if value else f"{name};")
-    if not any(map(_is_content_type, headers)):
+    if not has_type:
         lines.append("Content-Type:")
     text = "\n".join(lines)
     if text.count("\n") != len(lines) - 1 or "\r" in text or "\0" in text or not text.isascii():
