@@ -109,8 +109,8 @@ class Transport:
         Raises `TransportClosed` after `close()`; `TypeError` for a body that is not bytes and
         `ValueError` for a timeout outside 0 … 600 s. All else comes as `exchange.error`.
 
-        The request is sent at most once, except that libcurl sends it again on a new connection
-        if a pooled one turns out to have been closed before a byte of the answer came. Headers
+        The request is sent at most once, except that it is sent again on another connection if a
+        pooled one turns out to have been closed before a byte of the answer came. Headers
         are sent as given; `Content-Length` is made here, and `Accept-Encoding`, `Expect` and
         `Transfer-Encoding` are left out.
         """

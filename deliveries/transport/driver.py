@@ -319,7 +319,7 @@ class Driver:
                 self._fail(job, self._names.unanswered(job.name, ResolverUnavailable(late)))
 
     def _launch(self, job: Job, destination: Destination, pin: Pin, now: float) -> None:
-        handle = self._idle.pop() if self._idle else Handle(self._plan.limits, self._sockets)
+        handle = self._idle.pop() if self._idle else Handle(self._plan.limits, self._sockets.opened)
         try:
             handle.prepare(job, destination, pin, now)
             self._multi.add_handle(handle.curl)
@@ -341,7 +341,12 @@ class Driver:
                 self._done(handle, handle.succeeded())
             for curl, code, message in given_up:
                 handle = self._handles[curl]
-                self._done(handle, handle.failed(code, message))
+                if handle.met_dead_connections_only(code):
+                    self._multi.remove_handle(curl)
+                    handle.prepare_again(time.monotonic())
+                    self._multi.add_handle(curl)
+                else:
+                    self._done(handle, handle.failed(code, message))
 
     def _look_at_slow_ones(self, now: float) -> None:
         """A flood keeps this thread awake, so there is no need to be woken for this."""

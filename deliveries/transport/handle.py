@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,6 @@ from deliveries.transport.exchange import Exchange, WireResponse, without_early_
 from deliveries.transport.jobs import Job
 from deliveries.transport.libcurl import pycurl
 from deliveries.transport.names import Pin
-from deliveries.transport.polling import Sockets, has_many_ended
 from subscriptions.conf import Network
 from subscriptions.destinations import Destination, check_address
 
@@ -84,7 +82,6 @@ class Handle:
         "_pin",
         "_pin_set",
         "_room",
-        "_sockets",
         "_timeout_ms",
         "_url",
         "body",
@@ -97,9 +94,8 @@ class Handle:
 
     job: Job
 
-    def __init__(self, limits: Limits, sockets: Sockets) -> None:
+    def __init__(self, limits: Limits, opened: Callable[[int, int], int]) -> None:
         self._limits = limits
-        self._sockets = sockets
         self._fresh = False
         self._counting = False
         self._url = ""
@@ -109,7 +105,7 @@ class Handle:
         self._pin_set = 0.0
         self._body_size = 0
         self._forget_answer()
-        self.curl = self._new_curl()
+        self.curl = self._new_curl(opened)
 
     def _forget_answer(self) -> None:
         self._lines: list[bytes] = []
@@ -120,7 +116,7 @@ class Handle:
         self.received = 0
         self.fault: requests.RequestException | None = None
 
-    def _new_curl(self) -> pycurl.Curl:
+    def _new_curl(self, opened: Callable[[int, int], int]) -> pycurl.Curl:
         curl = pycurl.Curl()
         for option, value in (
             (pycurl.NOSIGNAL, 1),
@@ -144,7 +140,7 @@ class Handle:
             (pycurl.MAXAGE_CONN, IDLE_CONNECTION),
             (pycurl.MAXLIFETIME_CONN, CONNECTION_LIFETIME),
             (pycurl.OPENSOCKETFUNCTION, self._open_socket),
-            (pycurl.SOCKOPTFUNCTION, self._on_socket_opened),
+            (pycurl.SOCKOPTFUNCTION, opened),
             (pycurl.HEADERFUNCTION, self._on_header),
             (pycurl.WRITEFUNCTION, self._on_body),
             (pycurl.NOPROGRESS, 1),
@@ -171,20 +167,34 @@ class Handle:
             curl.setopt(pycurl.RESOLVE, pin.resolve)
             self._pin = pin
             self._pin_set = now
-        fresh = bool(pin.ended) and has_many_ended(pin)
-        if fresh != self._fresh:
-            curl.setopt(pycurl.FRESH_CONNECT, fresh)
-            self._fresh = fresh
-        timeout_ms = max(1, round((job.deadline - now) * 1000))
-        if timeout_ms != self._timeout_ms:
-            curl.setopt(pycurl.TIMEOUT_MS, timeout_ms)
-            self._timeout_ms = timeout_ms
+        self._set_timeout(now)
         method = job.request.method or "POST"
         if method != self._method or body is None:
             self._set_method(method, body is not None)
         if body is not None or method == "POST":
             curl.setopt(pycurl.POSTFIELDS, data)
             self._body_size = len(data)
+
+    def _set_timeout(self, now: float) -> None:
+        timeout_ms = max(1, round((self.job.deadline - now) * 1000))
+        if timeout_ms != self._timeout_ms:
+            self.curl.setopt(pycurl.TIMEOUT_MS, timeout_ms)
+            self._timeout_ms = timeout_ms
+
+    def met_dead_connections_only(self, code: int) -> bool:
+        """Whether libcurl tried one kept connection after the other, and all of them were dead.
+
+        It gives a request up after five, of which none took a byte of it.
+        """
+        reused = self.curl.getinfo(pycurl.NUM_CONNECTS) == 0
+        return code == pycurl.E_SEND_ERROR and reused and not self._fresh
+
+    def prepare_again(self, now: float) -> None:
+        """Set what sends the same request on a new connection."""
+        self._fresh = True
+        self.curl.setopt(pycurl.FRESH_CONNECT, 1)
+        self._forget_answer()
+        self._set_timeout(now)
 
     def _set_method(self, method: str, has_body: bool) -> None:
         self.curl.unsetopt(pycurl.CUSTOMREQUEST)
@@ -213,6 +223,9 @@ class Handle:
         if self._counting:
             self._counting = False
             self.curl.setopt(pycurl.NOPROGRESS, 1)
+        if self._fresh:
+            self._fresh = False
+            self.curl.setopt(pycurl.FRESH_CONNECT, 0)
         if self._body_size > 4096:
             self.curl.setopt(pycurl.POSTFIELDS, b"")
             self._body_size = 0
@@ -234,13 +247,6 @@ class Handle:
         except OSError as error:
             self.fault = LocalFault(f"no socket could be opened ({error.strerror})")
             return pycurl.SOCKET_BAD
-
-    def _on_socket_opened(self, fd: int, purpose: int) -> int:
-        # pycurl duplicates the socket that it is given, and the copy would survive exec().
-        os.set_inheritable(fd, False)
-        assert self._pin is not None
-        self._sockets.opened(fd, self._pin)
-        return int(pycurl.SOCKOPT_OK)
 
     def _refusal(self, address: str) -> str | None:
         try:

@@ -63,12 +63,10 @@ class Pin:
     and libcurl never asks a name server.
     """
 
-    __slots__ = ("addresses", "connect_to", "ended", "resolve")
+    __slots__ = ("addresses", "connect_to", "resolve")
 
     def __init__(self, port: int, addresses: Sequence[str], *, literal: bool = False) -> None:
         self.addresses = frozenset(map(ipaddress.ip_address, addresses))
-        # Its connections that were ended while they were idle (see `polling`).
-        self.ended: list[Any] = []
         spelled = [f"[{a}]" if ":" in a else a for a in addresses]
         name = spelled[0] if literal else f"pin-{next(_pin_numbers)}.invalid"
         self.connect_to = [f"::{name}:"]

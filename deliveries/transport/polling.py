@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 from typing import Protocol
 
 from deliveries.transport.libcurl import pycurl
-from deliveries.transport.names import Pin
 
 # The same numbers for poll and epoll.
 READ = select.POLLIN
 WRITE = select.POLLOUT
-
-MAX_ENDED = 2
 
 _INTERESTS = {pycurl.POLL_IN: READ, pycurl.POLL_OUT: WRITE, pycurl.POLL_INOUT: READ | WRITE}
 
@@ -74,19 +72,24 @@ class Sockets:
         self._watched: dict[int, int] = {}
         # Those that libcurl is at work with.
         self.active: set[int] = set()
-        self._connections: dict[int, Connection] = {}
+        # The sockets of connections by more than their number: libcurl closes idle ones without a
+        # word, and the number may then be somebody else's.
+        self._identities: dict[int, tuple[int, int]] = {}
 
-    def opened(self, fd: int, pin: Pin) -> None:
-        """libcurl is about to connect this socket to one of the addresses of `pin`."""
-        self._connections[fd] = Connection(fd, pin)
+    def opened(self, fd: int, purpose: int) -> int:
+        """libcurl is about to connect this socket (`CURLOPT_SOCKOPTFUNCTION`)."""
+        # pycurl duplicates the socket that it is given, and the copy would survive exec().
+        os.set_inheritable(fd, False)
+        self._identities[fd] = _identity(fd)
         self.active.discard(fd)
         self._watched.pop(fd, None)
+        return int(pycurl.SOCKOPT_OK)
 
     def changed(self, event: int, fd: int, multi: object, data: object) -> None:
         """libcurl wants this socket watched, or no longer (`CURLMOPT_SOCKETFUNCTION`)."""
         if event == pycurl.POLL_REMOVE:
             self.active.discard(fd)
-            if fd in self._connections:
+            if fd in self._identities:
                 self._watch(fd, READ)
             else:
                 self._forget(fd)
@@ -105,58 +108,28 @@ class Sockets:
 
     def _forget(self, fd: int) -> None:
         if self._watched.pop(fd, None) is not None:
-            self._poller.unregister(fd)
+            # An error: the socket has been closed, and so has left epoll by itself.
+            with contextlib.suppress(OSError):
+                self._poller.unregister(fd)
 
     def end_idle(self, fd: int) -> None:
-        """Something came on a socket that libcurl is not at work with."""
+        """Something came on a socket that libcurl is not at work with: end its connection."""
         self._forget(fd)
-        connection = self._connections.pop(fd, None)
-        if connection is not None and connection.is_open():
-            connection.end()
-
-
-class Connection:
-    """A socket of libcurl's, known by more than its number.
-
-    libcurl closes idle ones without a word, and the number may then be somebody else's.
-    """
-
-    __slots__ = ("_fd", "_identity", "_pin")
-
-    def __init__(self, fd: int, pin: Pin) -> None:
-        self._fd = fd
-        self._pin = pin
-        self._identity = _identity(fd)
-
-    def is_open(self) -> bool:
         try:
-            return _identity(self._fd) == self._identity
+            if _identity(fd) != self._identities.get(fd):
+                return
+            connection = socket.socket(fileno=fd)
         except OSError:
-            return False
-
-    def end(self) -> None:
-        """Make the connection useless; libcurl still has to find out and to close it."""
-        shut = socket.socket(fileno=self._fd)
+            return
         try:
-            shut.shutdown(socket.SHUT_RDWR)
+            connection.shutdown(socket.SHUT_RDWR)
             # What has come already could still be read after that.
-            while shut.recv(65536, socket.MSG_DONTWAIT):
+            while connection.recv(65536, socket.MSG_DONTWAIT):
                 pass
         except OSError:
             pass  # it has been reset, or there is nothing more to read
         finally:
-            shut.detach()
-        self._pin.ended.append(self)
-
-
-def has_many_ended(pin: Pin) -> bool:
-    """Whether a request could meet with so many ended connections that libcurl gives it up.
-
-    It does so after five; and it looks for dead ones among all that are idle once a second.
-    """
-    while pin.ended and not pin.ended[-1].is_open():
-        pin.ended.pop()
-    return len(pin.ended) > MAX_ENDED
+            connection.detach()
 
 
 def _identity(fd: int) -> tuple[int, int]:

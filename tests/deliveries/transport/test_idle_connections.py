@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
 import threading
 import time
@@ -12,7 +14,8 @@ import pytest
 import requests
 import trustme
 
-from deliveries.transport import Transport
+from deliveries.transport import Transport, polling
+from deliveries.transport.libcurl import pycurl
 from tests.deliveries.transport import hostile
 from tests.deliveries.transport.conftest import post
 from tests.deliveries.transport.hostile import OK, Connection, Receiver, receiver
@@ -118,3 +121,21 @@ def test_a_connection_that_is_idle_for_longer_is_kept_and_used(
         while time.monotonic() - began < 1.5:
             assert statuses(transport, server, 1) == [200]
         assert server.connections == opened
+
+
+def test_a_number_that_is_another_socket_by_now_is_left_alone() -> None:
+    """libcurl closes an idle connection without a word, and the process opens something else."""
+    poller = polling.new_poller()
+    sockets = polling.Sockets(poller)
+    idle, _ = pair = socket.socketpair()
+    database, server = socket.socketpair()
+    number = idle.fileno()
+    sockets.opened(number, 0)
+    sockets.changed(pycurl.POLL_IN, number, None, None)
+    sockets.changed(pycurl.POLL_REMOVE, number, None, None)
+    os.dup2(database.fileno(), number)
+    sockets.end_idle(number)
+    server.send(b"a row")
+    assert database.recv(100) == b"a row"
+    for one in (*pair, database, server, poller):
+        one.close()
