@@ -63,14 +63,15 @@ class Backoff(NamedTuple):
 def backoff(lane: Lane | None, last_error: str) -> Backoff | None:
     """Until when the subscription of `lane` backs off, and why; None if it does not.
 
-    `last_error`: the subscription's. No lane: nothing was ever sent.
+    `last_error`: the subscription's, for a backoff whose reason is not known. No lane: nothing
+    was ever sent.
     """
     if lane is None or lane.resume_at is None or lane.resume_at <= timezone.now():
         return None
-    failed = (
-        f"{lane.failures} attempts in a row failed" if lane.failures > 1 else "an attempt failed"
-    )
-    return Backoff(lane.resume_at, f"{failed}: {last_error}" if last_error else failed)
+    because = lane.backoff_reason or last_error or "the last attempt failed"
+    if lane.failures > 1:
+        because += f" ({lane.failures} failed attempts in a row)"
+    return Backoff(lane.resume_at, because)
 
 
 def being_discarded(lane: Lane | None) -> int:

@@ -382,11 +382,13 @@ def test_too_many_test_events_are_refused(
 # Backing off.
 
 
-def back_off(subscription: Subscription, error: str = "503 Busy") -> Lane:
+def back_off(subscription: Subscription) -> Lane:
     """As after three failed attempts, the last of which asked for four minutes."""
-    Subscription.objects.filter(pk=subscription.pk).update(last_error=error)
     return Lane.objects.create(
-        subscription=subscription, failures=3, resume_at=timezone.now() + timedelta(minutes=4)
+        subscription=subscription,
+        failures=3,
+        resume_at=timezone.now() + timedelta(minutes=4),
+        backoff_reason="its answer asks for it: 503 Busy",
     )
 
 
@@ -396,14 +398,16 @@ def test_what_backs_off_says_until_when_and_why_wherever_it_is_shown(
     subscription = Subscription.objects.get()
     lane = back_off(subscription)
     assert lane.resume_at is not None
-    told = f"acking off until {lane.resume_at:%Y-%m-%d %H:%M:%S} UTC, because 3 attempts in a row "
+    told = f"acking off until {lane.resume_at:%Y-%m-%d %H:%M:%S} UTC, because its answer asks "
     for page in (
         DELIVERIES,
         f"{DELIVERIES}{deliveries[0].pk}/change/",
         SUBSCRIPTIONS,
         f"{SUBSCRIPTIONS}{subscription.pk}/change/",
     ):
-        assert f"{told}failed: 503 Busy" in text(admin_client, page), page
+        assert f"{told}for it: 503 Busy (3 failed attempts in a row)" in text(admin_client, page), (
+            page
+        )
 
 
 def test_a_backoff_that_is_over_is_not_shown(

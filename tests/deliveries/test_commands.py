@@ -137,10 +137,10 @@ def test_what_backs_off_says_until_when_and_why() -> None:
     Lane.objects.create(subscription=subscription, failures=1, resume_at=until)
     _, row, note = run("subscriptions").splitlines()
     assert row.split() == ["active", "-", "0", "1", "0", "a"]
-    assert note.startswith(f"         backing off until {until:%Y-%m-%d %H:%M:%S} UTC, because an ")
+    assert note.startswith(f"         backing off until {until:%Y-%m-%d %H:%M:%S} UTC, because 429")
     [one] = run_json("subscriptions")
     assert one["backing_off_until"] == until.isoformat()
-    assert one["backing_off_because"] == "an attempt failed: 429 Too Many Requests"
+    assert one["backing_off_because"] == "429 Too Many Requests"
     Lane.objects.update(resume_at=timezone.now())
     assert "backing off" not in run("subscriptions")
     assert run_json("subscriptions")[0]["backing_off_until"] is None
