@@ -11,7 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connection
 from psycopg_pool import PoolTimeout
 
-from subscriptions.conf import conf
+from subscriptions.conf import conf, unknown_variables
 from subscriptions.secrets import stored
 from subscriptions.topics.rules import InvalidPattern, validate_pattern
 
@@ -40,6 +40,15 @@ def check_settings(**_: Any) -> Sequence[CheckMessage]:
                 found.append(
                     Error(f"WEBHOOKS_TOPIC_GROUPS, group {name!r}: {error}", id="webhooks.E003")
                 )
+    if strangers := unknown_variables():
+        found.append(
+            Warning(
+                f"No setting answers to {', '.join(strangers)}.",
+                hint="Ignored. If one of them is meant for the webhook sender, .env.example has "
+                "the names of its settings.",
+                id="webhooks.W002",
+            )
+        )
     return found
 
 

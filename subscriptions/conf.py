@@ -9,12 +9,13 @@ sets `WEBHOOKS = WebhookSettings(...)` or `WebhookSettings.from_env()`.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import ipaddress
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -269,8 +270,8 @@ class WebhookSettings:
     def from_env(cls, environ: Mapping[str, str] | None = None) -> WebhookSettings:
         """Read `WEBHOOKS_*` from `environ` (default: the process's own environment).
 
-        Raises `ImproperlyConfigured` for a wrong value and for a `WEBHOOKS_` variable
-        that no setting answers to: a misspelt setting must not be ignored in silence.
+        Raises `ImproperlyConfigured` for a wrong value and for a misspelt name. Other variables
+        that begin with `WEBHOOKS_` are somebody else's; a system check names them.
         """
         environ = os.environ if environ is None else environ
         known = {PREFIX + field.name.upper(): field for field in dataclasses.fields(cls)}
@@ -279,9 +280,9 @@ class WebhookSettings:
             if not name.startswith(PREFIX) or name in PROCESS_VARIABLES:
                 continue
             if name not in known:
-                raise ImproperlyConfigured(
-                    f"{name} is not a setting. The settings are: {', '.join(sorted(known))}."
-                )
+                if meant := _misspelt(name, [*known, *PROCESS_VARIABLES]):
+                    raise ImproperlyConfigured(f"{name} is not a setting; is {meant} meant?")
+                continue
             field = known[name]
             try:
                 values[field.name] = field.metadata["parse"](text)
@@ -291,8 +292,30 @@ class WebhookSettings:
         return cls(**values)
 
 
+def _misspelt(name: str, names: Sequence[str]) -> str:
+    """Which of `names` a variable is that differs in a few letters only; "" for none."""
+    bare = [one.removeprefix(PREFIX) for one in names]
+    close = difflib.get_close_matches(name.removeprefix(PREFIX), bare, n=1, cutoff=0.8)
+    return PREFIX + close[0] if close else ""
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """The names of `WEBHOOKS_` variables that no setting answers to."""
+    known = {PREFIX + field.name.upper() for field in dataclasses.fields(WebhookSettings)}
+    environ = os.environ if environ is None else environ
+    return sorted(
+        name
+        for name in environ
+        if name.startswith(PREFIX) and name not in known | PROCESS_VARIABLES
+    )
+
+
 # Variables with the same prefix that tell one process how to run; not settings of the apps.
 PROCESS_VARIABLES = {
+    "WEBHOOKS_HTTPS",
+    "WEBHOOKS_HSTS_SECONDS",
+    "WEBHOOKS_PROXY_HEADER",
+    "WEBHOOKS_TRUSTED_ORIGINS",
     "WEBHOOKS_LOCAL_DIR",
     "WEBHOOKS_READY_FILE",
     "WEBHOOKS_DEBUG",

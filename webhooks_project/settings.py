@@ -22,15 +22,30 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 # Another file by WEBHOOKS_ENV_FILE, or none if that is empty.
 if _env_file := os.environ.get("WEBHOOKS_ENV_FILE", str(BASE_DIR / ".env")):
+    if "WEBHOOKS_ENV_FILE" in os.environ and not Path(_env_file).is_file():
+        raise ImproperlyConfigured(f"WEBHOOKS_ENV_FILE is {_env_file!r}; there is no such file.")
     load_dotenv(_env_file)
 
 
-def _flag(name: str) -> bool:
+def _flag(name: str, default: bool = False) -> bool:
     text = os.environ.get(name, "").strip().lower()
     if text not in {"", "0", "1", "true", "false", "yes", "no"}:
         raise ImproperlyConfigured(f"{name} is {text!r}; it must be 1 or 0.")
-    return text in {"1", "true", "yes"}
+    return text in {"1", "true", "yes"} if text else default
 
+
+def _list(name: str, default: str = "") -> list[str]:
+    text = os.environ.get(name, default)
+    return [one.strip() for one in text.split(",") if one.strip()]
+
+
+# Half an installation would keep its other half on each machine.
+for _here, _there in (("DATABASE_URL", "REDIS_URL"), ("REDIS_URL", "DATABASE_URL")):
+    if os.environ.get(_here, "").strip() and not os.environ.get(_there, "").strip():
+        raise ImproperlyConfigured(
+            f"{_here} is set and {_there} is not. Set both, or neither: then both engines run "
+            "embedded."
+        )
 
 # A checkout that runs on embedded engines is a development machine: it may make its own keys.
 # With a database of your own, a missing key stops the start instead.
@@ -45,11 +60,31 @@ if not SECRET_KEY:
         '`python -c "import secrets; print(secrets.token_urlsafe(50))"`.'
     )
 DEBUG = _flag("WEBHOOKS_DEBUG")
-ALLOWED_HOSTS = [
-    host.strip()
-    for host in os.environ.get("WEBHOOKS_ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]").split(",")
-    if host.strip()
+ALLOWED_HOSTS = _list("WEBHOOKS_ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]")
+
+# TLS ends at a proxy before the web. A checkout on its own engines has none.
+_https = _flag("WEBHOOKS_HTTPS", default=not DEBUG and not engines.embedded_database())
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _https
+_origins = [
+    f"https://{f'*{host}' if host.startswith('.') else host}" for host in ALLOWED_HOSTS if _https
 ]
+CSRF_TRUSTED_ORIGINS = _list("WEBHOOKS_TRUSTED_ORIGINS") or [
+    origin for origin in _origins if origin != "https://*"
+]
+if _wrong := [one for one in CSRF_TRUSTED_ORIGINS if "://" not in one]:
+    raise ImproperlyConfigured(
+        f"WEBHOOKS_TRUSTED_ORIGINS has {_wrong[0]!r}; each must be like https://hooks.example.com."
+    )
+_proxy_header = os.environ.get("WEBHOOKS_PROXY_HEADER", "").strip()
+SECURE_PROXY_SSL_HEADER = (
+    ("HTTP_" + _proxy_header.upper().replace("-", "_"), "https") if _proxy_header else None
+)
+_hsts = os.environ.get("WEBHOOKS_HSTS_SECONDS", "").strip() or ("3600" if _https else "0")
+if not _hsts.isdigit():
+    raise ImproperlyConfigured(
+        f"WEBHOOKS_HSTS_SECONDS is {_hsts!r}; it must be a whole number of seconds, or 0."
+    )
+SECURE_HSTS_SECONDS = int(_hsts)
 
 WEBHOOKS = WebhookSettings.from_env()
 

@@ -73,7 +73,7 @@ def test_a_wrong_key_is_not_repeated() -> None:
 
 
 def test_a_misspelt_setting_is_not_ignored() -> None:
-    with pytest.raises(ImproperlyConfigured, match="WEBHOOKS_CIRCUIT_TRESHOLD is not a setting"):
+    with pytest.raises(ImproperlyConfigured, match="is WEBHOOKS_CIRCUIT_THRESHOLD meant"):
         WebhookSettings.from_env({"WEBHOOKS_CIRCUIT_TRESHOLD": "3"})
 
 
