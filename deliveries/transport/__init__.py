@@ -25,8 +25,6 @@ from deliveries.transport.errors import (
 from deliveries.transport.exchange import Exchange, WireResponse
 from deliveries.transport.text import text_for_operators
 
-Result = Exchange
-
 __all__ = [
     "BadAnswer",
     "ConnectionRefused",

@@ -113,7 +113,7 @@ def test_a_request_that_finds_no_place_by_its_time_is_given_back_and_never_sent(
         began = time.monotonic()
         transport.submit(post(server.url), late, start_by=began + 0.3)
         (result,) = late.wait()
-        assert 0.25 < time.monotonic() - began < 1.0, "in time, not when a place becomes free"
+        assert 0.25 < time.monotonic() - began < 1.8, "in time, not when a place becomes free"
         assert isinstance(result.error, NotStarted)
         assert classify(result.error) == "not_started"
         assert result.elapsed < 0.1
@@ -155,7 +155,7 @@ def test_what_fails_has_places_of_its_own_and_cannot_take_all(make_transport: Ma
             began = time.monotonic()
             for _ in range(50):
                 assert transport.send(post(server.url)).status_code == 200
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 4
         given_back.wait(9_900)
         assert {type(one.error) for one in given_back.all} == {NotStarted}
         assert transport.capacity(recovering=True) == 0
