@@ -138,8 +138,8 @@ def _record(drafts: Sequence[_Draft]) -> list[Event]:
     return [events[draft.id] for draft in drafts]
 
 
-# `deliveries/migrations/0004_publish.py` has the function, and explains it. The texts of one event
-# are written as arrays here, which costs less than to have the driver make arrays of one.
+# `deliveries/migrations/0007_publish_reads_less.py` has the function, and explains it. The texts of
+# one event are made arrays there, which costs less than to have the driver make arrays of one.
 _PUBLISH_ONE = """
 SELECT * FROM deliveries_publish(
     ARRAY[%(id)s::text], ARRAY[%(topic)s::text], ARRAY[%(type)s::text], ARRAY[%(body)s::bytea],
@@ -156,7 +156,7 @@ SELECT * FROM deliveries_publish(
 """
 
 
-def _insert(drafts: Sequence[_Draft]) -> tuple[list[str], list[Any], list[Any]]:
+def _insert(drafts: Sequence[_Draft]) -> tuple[list[str], list[str], list[str]]:
     """Record the drafts whose ids are new, with their deliveries, all of them or none.
 
     Returns these ids, and the ids of the subscriptions to wake: those that are well, and those
