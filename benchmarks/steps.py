@@ -31,9 +31,9 @@ SUBSCRIPTIONS = 20
 # In their order, each with what happens from the moment before until then.
 STEPS = {
     "committed": "statements of `publish`, and the commit",
-    "woken": "wake-up, until the Celery message is made",
-    "received": "Celery: sent, through the broker, taken by the worker",
-    "running": "Celery: until the task runs in a thread",
+    "woken": "until the wake-up begins: a call to Redis, or a Celery message",
+    "taken": "through Redis or the broker, until a worker has it",
+    "running": "Celery, if it was a message: until the task runs in a thread",
     "claimed": "claim, with the body, until its last statement",
     "sending": "signing, and the way to libcurl's thread",
     "connected": "libcurl: until there is a connection",
@@ -54,7 +54,7 @@ class Mark:
 
 @dataclass
 class Followed:
-    """One event: its moments by name, and the calls from its `publish` to the next one."""
+    """One event: its moments by name, and the calls that ended before the next `publish`."""
 
     began: float
     moments: dict[str, float]
@@ -72,10 +72,11 @@ def moments(began: float, arrived: float, calls: list[Mark]) -> dict[str, float]
     database = of("publisher", "database")
     committed = [one.ended for one in database if not wakes or one.ended <= wakes[0]]
     found["committed"] = max(committed, default=began)
-    sending = [one.began for one in of("publisher", "task sending")] or wakes[-1:]
+    # A worker waits in a call to Redis for what comes, or Celery does and says so.
+    waited = [one.ended for one in of("worker", "redis") if wakes and one.ended >= wakes[0]]
     for name, times in (
-        ("woken", sending),
-        ("received", [one.began for one in of("worker", "task received")]),
+        ("woken", wakes),
+        ("taken", [one.began for one in of("worker", "task received")] or waited),
         ("running", [one.began for one in of("worker", "task begin")]),
         ("sending", [one.began for one in of("worker", "curl begin")]),
         ("answered", [one.began for one in of("worker", "curl end")]),
@@ -114,11 +115,11 @@ def follow(directory: Path, events: int, rate: float) -> list[Followed]:
         arrived = {name: float(at) for at, _, name in map(str.split, phase.lines().splitlines())}
         bench.stop_workers()
         publisher.end()
-        calls = sorted(read(marks, pids), key=lambda one: one.began)
+        calls = sorted(read(marks, pids), key=lambda one: one.ended)
         ends = [event.began for event in phase.events[1:]] + [phase.events[-1].began + 1 / rate]
         found = []
         for event, end in zip(phase.events, ends, strict=True):
-            mine = [one for one in calls if event.began <= one.began < end]
+            mine = [one for one in calls if event.began <= one.ended < end]
             found.append(Followed(event.began, moments(event.began, arrived[event.id], mine), mine))
         return found
 

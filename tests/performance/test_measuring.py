@@ -149,11 +149,23 @@ def test_each_step_of_an_event_ends_where_the_next_begins() -> None:
     ]
     assert moments(10.0, 11.5, calls) == pytest.approx(
         {
-            **{"began": 10.0, "committed": 10.3, "woken": 10.6, "received": 10.8},
+            **{"began": 10.0, "committed": 10.3, "woken": 10.4, "taken": 10.8},
             **{"running": 10.9, "claimed": 11.1, "sending": 11.3, "connected": 11.4},
             **{"arrived": 11.5, "answered": 11.6, "settled": 11.9},
         }
     )
+
+
+def test_a_worker_that_waits_for_redis_has_the_event_when_its_call_ends() -> None:
+    calls = [
+        Mark("publisher", "database", 10.1, 10.3, "SELECT"),
+        Mark("worker", "redis", 9.0, 10.6, "BZPOPMIN"),
+        Mark("publisher", "redis", 10.4, 10.7, "EVALSHA"),
+        Mark("worker", "database", 10.8, 10.9, "WITH taken"),
+        Mark("worker", "curl begin", 11.0, 11.0, ""),
+    ]
+    found = moments(10.0, 11.5, calls)
+    assert (found["woken"], found["taken"], found["claimed"]) == (10.4, 10.6, 10.9)
 
 
 def test_the_receiver_notes_each_request_before_it_answers(tmp_path: Path) -> None:
