@@ -35,9 +35,10 @@ soak: venv ## Ten minutes of traffic: nothing grows. MINUTES=2 is less
 mutations: venv ## Take guards out of a copy; a test must notice each
 	@$(BIN)/python -m tests.faults.mutations --report docs/reliability.md
 
-lint: venv ## Check style and formatting
+lint: venv ## Check style, formatting and the direction of imports
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 types: venv ## Check types
 	@$(BIN)/mypy

@@ -19,5 +19,4 @@ class DeliveriesConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from deliveries import checks, starting  # noqa: F401
-        from deliveries.keeping import holding  # noqa: F401
+        from deliveries import checks, holding, starting  # noqa: F401

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from django.db import models
 from django.db.models import Q
 
-from deliveries.publishing.body import parse_body
+from deliveries.body import parse_body
 from subscriptions.models import Subscription
 
 

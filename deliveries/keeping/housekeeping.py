@@ -12,7 +12,7 @@ from typing import Any
 
 from django.db import connection
 
-from deliveries.keeping.holding import HELD_TOO_LONG
+from deliveries.holding import HELD_TOO_LONG
 from subscriptions.conf import conf
 
 # How many rows a page has.

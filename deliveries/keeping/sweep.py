@@ -15,7 +15,7 @@ from uuid import UUID
 
 from django.db import connection, transaction
 
-from deliveries.keeping.holding import (
+from deliveries.holding import (
     BATCH,
     SUBSCRIPTION_DELETED,
     discard,

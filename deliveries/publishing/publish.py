@@ -9,8 +9,8 @@ from typing import Any, TypedDict
 
 from django.db import connection, transaction
 
+from deliveries.body import build_body, validate_event_id
 from deliveries.models import Event
-from deliveries.publishing.body import build_body, validate_event_id
 from deliveries.waking.wakeups import wake
 from subscriptions.conf import conf
 from subscriptions.database import prepared_cursor

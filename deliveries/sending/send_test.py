@@ -18,8 +18,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 from django.views.decorators.debug import sensitive_variables
 
+from deliveries.body import build_body
 from deliveries.judging.response import broken, judge_response
-from deliveries.publishing.body import build_body
 from deliveries.sending.request import signed_post
 from deliveries.transport import Exchange, transport
 from subscriptions.conf import conf

@@ -12,7 +12,7 @@ import hmac
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
-from deliveries.publishing.body import validate_event_id
+from deliveries.body import validate_event_id
 from subscriptions.secrets.signing_secrets import key_bytes
 
 _VERSION = "v1"

@@ -18,9 +18,9 @@ from uuid import UUID
 
 from django.db import transaction
 
+from deliveries.holding import hold
 from deliveries.judging.policy import NETWORK_FAULTS, OWN_FAULTS, Next, Outcome, Verdict
 from deliveries.judging.response import Judged
-from deliveries.keeping.holding import hold
 from deliveries.settling.statements import (
     EXISTING_SUBSCRIPTIONS,
     LOCK_SUBSCRIPTIONS,

@@ -56,7 +56,7 @@ def ordered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[UUID, str, float]]:
     def later(_: Sender, subscription_id: UUID, seconds: float) -> None:
         calls.append((subscription_id, "recover", seconds))
 
-    for module in ("publishing.publish", "waking.wakeups", "keeping.holding", "keeping.sweep"):
+    for module in ("publishing.publish", "waking.wakeups", "holding", "keeping.sweep"):
         monkeypatch.setattr(f"deliveries.{module}.wake", now, raising=False)
     monkeypatch.setattr(Sender, "_wake_later", later)
     return calls

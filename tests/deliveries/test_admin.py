@@ -22,8 +22,8 @@ from deliveries import publish
 from deliveries.admin import history as module
 from deliveries.admin import pagination
 from deliveries.admin.pagination import EstimatingPaginator
+from deliveries.holding import hold
 from deliveries.keeping import replay as replaying
-from deliveries.keeping.holding import hold
 from deliveries.models import Attempt, Delivery, Event, Lane
 from deliveries.sending import send_test as send_test_module
 from deliveries.transport import Transport

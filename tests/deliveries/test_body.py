@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deliveries.publishing.body import (
+from deliveries.body import (
     InvalidEventId,
     InvalidPayload,
     PayloadTooLarge,

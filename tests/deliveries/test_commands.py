@@ -13,8 +13,8 @@ from django.core.management import call_command
 from django.utils import timezone
 
 from deliveries import publish
+from deliveries.holding import hold
 from deliveries.keeping import replay as replaying
-from deliveries.keeping.holding import hold
 from deliveries.keeping.housekeeping import expire_held
 from deliveries.keeping.replay import Chosen, Replayed, replay_chosen
 from deliveries.models import Delivery, Event, Lane

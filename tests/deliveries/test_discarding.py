@@ -10,8 +10,7 @@ from django.db import connection, transaction
 from django.test import Client
 from django.utils import timezone
 
-from deliveries import publish
-from deliveries.keeping import holding
+from deliveries import holding, publish
 from deliveries.keeping.sweep import sweep
 from deliveries.models import Delivery, Lane
 from subscriptions import circuit
@@ -31,8 +30,8 @@ BATCH = 3
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("holding", "sweep"):
-        monkeypatch.setattr(f"deliveries.keeping.{module}.BATCH", BATCH)
+    for module in ("holding", "keeping.sweep"):
+        monkeypatch.setattr(f"deliveries.{module}.BATCH", BATCH)
 
 
 @pytest.fixture

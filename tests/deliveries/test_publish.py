@@ -16,8 +16,8 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from deliveries import EventConflict, NewEvent, publish, publish_many
+from deliveries.body import InvalidEventId, InvalidPayload, PayloadTooLarge
 from deliveries.models import Delivery, Event, Lane
-from deliveries.publishing.body import InvalidEventId, InvalidPayload, PayloadTooLarge
 from deliveries.waking import wakeups
 from subscriptions import circuit
 from subscriptions.models import Subscription

@@ -693,8 +693,8 @@ def test_a_large_backlog_is_held_and_released_in_batches(
 ) -> None:
     subscription = make_subscription()
     publish_numbered(25)
-    monkeypatch.setattr("deliveries.keeping.holding.hold.__defaults__", (10,))
-    monkeypatch.setattr("deliveries.keeping.holding.release.__defaults__", (10,))
+    monkeypatch.setattr("deliveries.holding.hold.__defaults__", (10,))
+    monkeypatch.setattr("deliveries.holding.release.__defaults__", (10,))
     monkeypatch.setattr("deliveries.keeping.sweep.BATCH", 10)
     circuit.pause([subscription.pk])
     assert statuses(subscription) == {"held": 10, "pending": 15}

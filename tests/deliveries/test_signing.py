@@ -10,7 +10,7 @@ import pytest
 import standardwebhooks
 import svix.webhooks
 
-from deliveries.publishing.body import InvalidEventId
+from deliveries.body import InvalidEventId
 from deliveries.sending.signing import BadSignature, headers, verify, verify_plain
 from subscriptions.secrets.signing_secrets import generate
 

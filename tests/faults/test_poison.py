@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 from django.db import connection
 
-from deliveries.keeping.holding import discard
+from deliveries.holding import discard
 from deliveries.models import Delivery
 from subscriptions.secrets import crypto
 from tests.faults.invariants import check_invariants

@@ -12,8 +12,8 @@ import pytest
 from django.core.exceptions import ValidationError
 
 from deliveries import EventConflict, publish, publish_many
+from deliveries.body import InvalidEventId, InvalidPayload, PayloadTooLarge
 from deliveries.models import Delivery, Event
-from deliveries.publishing.body import InvalidEventId, InvalidPayload, PayloadTooLarge
 from subscriptions.models import Subscription, create_subscription
 from subscriptions.topics.rules import InvalidPattern, InvalidTopic, candidates, validate_pattern
 from subscriptions.validators import RESERVED_HEADERS, validate_headers

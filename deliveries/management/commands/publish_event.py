@@ -10,8 +10,8 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 
 from deliveries import EventConflict, publish
+from deliveries.body import validate_event_id
 from deliveries.models import Delivery, Event
-from deliveries.publishing.body import validate_event_id
 from subscriptions.management.base import OperatorCommand, add_json_flag
 
 
