@@ -1,4 +1,13 @@
-"""Publishing events and delivering them: `from deliveries import publish`."""
+"""Publishing events and delivering them: `from deliveries import publish`.
+
+The way of an event is the list of rooms: `publishing`, `waking`, `claiming`, `sending` (which
+pulls `transport` and `judging`), `settling`; `keeping` is beside it. Small modules below them:
+`body` (the bytes of an event), `models`, `values` (what passes between the stages), `holding`
+(deliveries follow their subscription's state), `stage` and `progress` (threads). The order is a
+contract in `pyproject.toml`; `docs/architecture.md` has the picture.
+
+May import `subscriptions`; never `webhooks_project`.
+"""
 
 from typing import TYPE_CHECKING, Any
 

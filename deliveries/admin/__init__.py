@@ -1,4 +1,10 @@
-"""Django admin pages for events, deliveries and attempts."""
+"""Django admin pages for events, deliveries and attempts, and what they add to subscriptions.
+
+May import `keeping`, `sending.send_test`, `models` and `subscriptions.admin`; nothing imports it.
+
+Promises: history can be read and not edited; each page answers by an index, however large the
+tables are; what receivers wrote is shown as text; no secret is shown.
+"""
 
 from deliveries.admin import events, history, subscriptions
 
