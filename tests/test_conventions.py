@@ -95,6 +95,17 @@ def test_the_oldest_versions_are_those_that_the_package_admits() -> None:
     assert admitted == {line for line in tested if line and not line.startswith("#")}
 
 
+def test_what_the_page_on_architecture_names_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`((?:\w+/)+(?:\w+\.\w+)?)(?:::(\w+))?`", text)
+    assert len(named) > 40
+    for path, name in named:
+        assert (ROOT / path).exists(), path
+        if name:
+            code = (ROOT / path).read_text()
+            assert re.search(rf"^(?:def|class) {name}\b", code, re.MULTILINE), f"{path}::{name}"
+
+
 def test_no_project_is_asked_for_migrations_of_ours_whatever_its_default_id_is() -> None:
     for app in ("subscriptions", "deliveries"):
         assert apps.get_app_config(app).default_auto_field == "django.db.models.BigAutoField"
