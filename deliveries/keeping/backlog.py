@@ -89,5 +89,5 @@ def is_sending(lane: Lane | None) -> bool:
 
 
 def fuse_blown_at() -> datetime | None:
-    """Since when the fuse is blown (`subscriptions.fuse`); None if circuits may trip."""
+    """Since when the fuse is blown (`subscriptions.circuit.fuse`); None if circuits may trip."""
     return TripFuse.objects.filter(pk=1).values_list("blown_at", flat=True).first()

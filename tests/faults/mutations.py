@@ -72,11 +72,11 @@ GUARDS = (
     Guard(
         "epoch",
         "the circuit counts results of requests from before a trip, a reset or a new URL",
-        "subscriptions/circuit.py",
+        "subscriptions/circuit/statements.py",
         "s.circuit_epoch = r.epoch",
         "true",
         "tests/subscriptions/test_circuit.py::test_late_results_of_an_older_epoch_change_nothing",
-        times=4,
+        times=2,
     ),
     Guard(
         "`SKIP LOCKED`",

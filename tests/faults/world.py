@@ -215,4 +215,4 @@ class Lane:
     id: UUID
     name: str
     topics: frozenset[str]
-    bumped: int = 1  # its first secret
+    bumped: int = 0
