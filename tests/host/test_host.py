@@ -148,7 +148,6 @@ def test_its_settings_take_our_schedule_and_routes(shop: Path, first: str) -> No
     assert found["broker"].startswith("redis+socket://")
 
 
-@pytest.mark.xfail(reason="wake-ups still run eager tasks, whose threads keep connections")
 def test_its_eager_tests_send_nothing_and_leave_no_connection_open(shop: Path) -> None:
     """`test` drops the database at the end, which fails while a connection is open."""
     with (shop / "shop" / "settings.py").open("a") as settings:
