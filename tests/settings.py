@@ -20,6 +20,9 @@ BROKER_DATABASE = 2 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removepre
 REDIS_URL = Layout.of(local_dir()).redis_url(BROKER_DATABASE + 1)
 CELERY_BROKER_URL = Layout.of(local_dir()).broker_url(BROKER_DATABASE)
 
+# Tables made once, by `tests/conftest.py`, and copied for each process.
+TEMPLATE = "webhooks_template"
+DATABASES["default"]["TEST"] = {"TEMPLATE": TEMPLATE}
 # Room for tests that race fifty threads; a web process has a smaller pool.
 DATABASES["default"]["OPTIONS"]["pool"]["max_size"] = 64
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
