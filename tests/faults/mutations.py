@@ -110,7 +110,7 @@ GUARDS = (
         "deadline",
         "libcurl is not told when a request must be over",
         "deliveries/transport/handle.py",
-        "curl.setopt(pycurl.TIMEOUT_MS, timeout_ms)",
+        "self.curl.setopt(pycurl.TIMEOUT_MS, timeout_ms)",
         "pass",
         "tests/deliveries/transport/test_hostile_receivers.py::"
         "test_a_dripped_answer_ends_at_the_deadline[one header]",
