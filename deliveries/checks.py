@@ -9,7 +9,7 @@ from django.core.checks import CheckMessage, Error, register
 from deliveries.waking.redis_address import RedisAddress
 
 
-@register()
+@register("webhooks")
 def check_redis(**_: Any) -> Sequence[CheckMessage]:
     address = getattr(settings, "REDIS_URL", None)
     if not address:

@@ -16,7 +16,7 @@ from subscriptions.secrets import stored
 from subscriptions.topics.rules import InvalidPattern, validate_pattern
 
 
-@register()
+@register("webhooks")
 def check_settings(**_: Any) -> Sequence[CheckMessage]:
     try:
         values = conf()
@@ -52,7 +52,7 @@ def check_settings(**_: Any) -> Sequence[CheckMessage]:
     return found
 
 
-@register()
+@register("webhooks")
 def check_project(**_: Any) -> Sequence[CheckMessage]:
     """What the project around the apps must have."""
     found: list[CheckMessage] = []
@@ -88,7 +88,7 @@ def check_project(**_: Any) -> Sequence[CheckMessage]:
     return found
 
 
-@register(Tags.database)
+@register("webhooks", Tags.database)
 def check_stored_secrets(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
     """Whether the keys read what is stored. Says nothing of a database that is away or empty."""
     if "default" not in (databases or ()) or connection.vendor != "postgresql":

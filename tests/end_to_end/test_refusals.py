@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cryptography.fernet import Fernet
 
-from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.conftest import ROOT, eventually
 from tests.factories import make_subscription
+from webhooks_project.child import as_child
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.django_db(transaction=True)]
 
@@ -54,3 +57,25 @@ def test_a_worker_that_can_read_no_secret_does_not_start(
     expected = "No signing secret can be decrypted" if wrong else "WEBHOOKS_SECRET_KEYS is empty"
     assert expected in done.stderr
     assert "HINT: " in done.stderr
+
+
+def test_a_worker_starts_although_the_database_is_away(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    away = "postgresql://postgres@127.0.0.1:1/away?connect_timeout=1"
+    with subprocess.Popen(
+        as_child(
+            [sys.executable, "-m", "celery", "-A", "webhooks_project", *COMMANDS["worker"]],
+            signal.SIGKILL,
+        ),
+        cwd=ROOT,
+        env={**environment, "DATABASE_URL": away, "WEBHOOKS_READY_FILE": str(ready)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as running:
+        try:
+            eventually(lambda: ready.exists() or running.poll() is not None, "the worker")
+            assert running.poll() is None
+        finally:
+            running.kill()

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def ours(**arguments: Any) -> list[CheckMessage]:
     found = [one for one in run_checks(**arguments) if str(one.id).startswith("webhooks.")]
+    assert found == run_checks(tags=["webhooks"], **arguments), "what a worker asks at its start"
     assert all(one.hint for one in found)
     return found
 
