@@ -39,8 +39,8 @@ BATCH = 1000
 BATCH_OF_DELETED = 100
 
 
-def hold(subscription_ids: Sequence[UUID], most: int = BATCH) -> int:
-    """Hold what is pending, `most` rows at a time; returns how many.
+def hold(subscription_ids: Sequence[UUID], limit: int = BATCH) -> int:
+    """Hold what is pending, `limit` rows at a time; returns how many.
 
     A request that is in flight may still succeed afterwards.
     """
@@ -52,19 +52,19 @@ def hold(subscription_ids: Sequence[UUID], most: int = BATCH) -> int:
             WHERE status = 'pending' AND id = ANY(ARRAY(
                 SELECT id FROM deliveries_delivery
                 WHERE subscription_id = ANY(%(ids)s::uuid[]) AND status = 'pending'
-                ORDER BY id LIMIT %(most)s FOR UPDATE SKIP LOCKED
+                ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
             ))
             """,
-            {"ids": list(subscription_ids), "most": most},
+            {"ids": list(subscription_ids), "limit": limit},
         )
         return int(cursor.rowcount)
 
 
-def release(subscription_ids: Sequence[UUID], most: int = BATCH) -> int:
-    """Make what is held due, oldest first, `most` rows at a time; returns how many.
+def release(subscription_ids: Sequence[UUID], limit: int = BATCH) -> int:
+    """Make what is held due, oldest first, `limit` rows at a time; returns how many.
 
-    Their retries begin anew. Subscriptions of which an operator's discard is under way are left
-    alone: what was held since is released after it.
+    Their retries start from the first again. Subscriptions with an operator's discard under way
+    are left alone: what was held since is released after it.
     """
     with connection.cursor() as cursor:
         cursor.execute(
@@ -79,10 +79,10 @@ def release(subscription_ids: Sequence[UUID], most: int = BATCH) -> int:
                     SELECT subscription_id FROM deliveries_lane
                     WHERE subscription_id = ANY(%(ids)s::uuid[]) AND discard_before IS NOT NULL
                 ))
-                ORDER BY id LIMIT %(most)s FOR UPDATE SKIP LOCKED
+                ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
             ))
             """,
-            {"ids": list(subscription_ids), "most": most},
+            {"ids": list(subscription_ids), "limit": limit},
         )
         return int(cursor.rowcount)
 
@@ -92,11 +92,11 @@ def discard(
     reason: str,
     *,
     pending_too: bool = False,
-    most: int,
+    limit: int,
 ) -> int:
     """End what is held (and pending) as `discarded`, with the reason to be seen.
 
-    `most` rows at a time; returns how many.
+    `limit` rows at a time; returns how many.
     """
     with connection.cursor() as cursor:
         cursor.execute(
@@ -108,14 +108,14 @@ def discard(
                 SELECT id FROM deliveries_delivery
                 WHERE subscription_id = ANY(%(ids)s::uuid[])
                     AND (status = 'held' OR (%(pending_too)s AND status = 'pending'))
-                ORDER BY id LIMIT %(most)s FOR UPDATE SKIP LOCKED
+                ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
             ))
             """,
             {
                 "ids": list(subscription_ids),
                 "reason": reason,
                 "pending_too": pending_too,
-                "most": most,
+                "limit": limit,
             },
         )
         return int(cursor.rowcount)
@@ -127,7 +127,7 @@ def discard_from_now_on(subscription_ids: Sequence[UUID]) -> None:
     In the transaction that enables the subscriptions, after `start_gently`.
     """
     ids = list(subscription_ids)
-    discard(ids, DISCARDED_BY_OPERATOR, most=BATCH)
+    discard(ids, DISCARDED_BY_OPERATOR, limit=BATCH)
     with connection.cursor() as cursor:
         # The time at which the subscriptions are locked: what is held later has a later one.
         cursor.execute(
@@ -229,7 +229,7 @@ def _end_backoff(*, subscription_ids: list[UUID], **_: Any) -> list[UUID]:
 
 
 @receiver(subscriptions_repointed)
-def _start_anew(*, subscription_ids: list[UUID], **_: Any) -> None:
+def _start_over(*, subscription_ids: list[UUID], **_: Any) -> None:
     start_gently(subscription_ids)
     transaction.on_commit(partial(wake, subscription_ids))
 
@@ -242,5 +242,5 @@ def _discard_on_delete(instance: Subscription, **_: Any) -> None:
             "SELECT 1 FROM subscriptions_subscription WHERE id = %s FOR UPDATE", [instance.pk]
         )
         cursor.execute("DELETE FROM deliveries_lane WHERE subscription_id = %s", [instance.pk])
-        # The sweep discards the rest of a larger backlog; nobody claims for what is deleted.
-        discard([instance.pk], SUBSCRIPTION_DELETED, pending_too=True, most=BATCH_OF_DELETED)
+        # The sweep discards what is left of a larger backlog; nobody claims for what is deleted.
+        discard([instance.pk], SUBSCRIPTION_DELETED, pending_too=True, limit=BATCH_OF_DELETED)

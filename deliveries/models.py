@@ -1,7 +1,7 @@
 """Events, deliveries, attempts, and the lane that each subscription's deliveries are sent on.
 
 References to rows of other tables carry no database constraint: a check for each of 5,000
-deliveries of one event costs more than all the rest of `publish`, and locks the subscription's
+deliveries of one event costs more than everything else in `publish`, and locks the subscription's
 row against everybody else. What the constraint would guarantee is done by those who delete:
 a deleted subscription's open deliveries are discarded, and `prune` removes deliveries before
 their events.
@@ -170,7 +170,7 @@ class Attempt(models.Model):
 
 
 class Lane(models.Model):
-    """How one subscription's deliveries are being sent: who sends, how many at once, when next.
+    """How one subscription's deliveries are sent: by which process, how many at once, when next.
 
     A row of its own, small and without indexes besides its key, because it changes with every
     claim. It comes into being with the first claim.

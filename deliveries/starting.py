@@ -15,7 +15,7 @@ from django.db import connections
 @worker_init.connect
 @beat_init.connect
 def refuse_to_start(**_: Any) -> None:
-    """End the process with 1 for an error of our own checks. A database that is away is none."""
+    """End the process with 1 for an error of our own checks; an unreachable database is none."""
     try:
         # Not all checks: some need a database, and it may come later than the worker.
         found = run_checks(tags=["webhooks"], databases=["default"])

@@ -1,4 +1,4 @@
-"""The Celery tasks. Each is safe to run twice, at the same time, and never again."""
+"""The Celery tasks. Each may run twice, twice at the same time, or be lost, and does no harm."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from uuid import UUID
 from celery import Task, shared_task
 from celery.signals import beat_init, worker_shutdown, worker_shutting_down
 
-from deliveries.keeping import housekeeping as house
-from deliveries.keeping import sweep as sweeping
+from deliveries.keeping.housekeeping import expire_held, prune
+from deliveries.keeping.sweep import sweep as sweep_once
 from deliveries.sending import pools  # noqa: F401 - connects its signal
 from deliveries.sending.sender import sender
 from deliveries.waking.queues import DELIVER, TASK
@@ -27,14 +27,14 @@ logger = logging.getLogger(__name__)
 def deliver(self: Task[Any, None], subscription_ids: Iterable[str] = ()) -> None:
     """Send what is due for these subscriptions (ids as text), and for those of the due set.
 
-    A wake-up, nothing more: what is to be sent stands in the table, and so does who sends it.
+    Only a wake-up: the tables say what is to be sent, and which process sends it.
     The worker's thread is given back at once; the process's sender goes on without it, and
     listens for further wake-ups until none came for some seconds. From the queue `deliver`,
     subscriptions that are failing are passed on to `recover`. Called in the caller's own process
     (`apply`, `task_always_eager`), it returns once all is sent and settled.
     """
     queue = (self.request.delivery_info or {}).get("routing_key")
-    ids = [UUID(one) for one in dict.fromkeys(subscription_ids)]
+    ids = [UUID(text) for text in dict.fromkeys(subscription_ids)]
     if self.request.is_eager:
         sender().serve(ids, recovering=True)
     else:
@@ -52,7 +52,7 @@ def sweep() -> None:
     if not _sweeping.acquire(blocking=False):
         return
     try:
-        sweeping.sweep()
+        sweep_once()
     except AWAY as error:
         logger.warning("no sweep this time, the database is away: %s", error)
     finally:
@@ -61,10 +61,10 @@ def sweep() -> None:
 
 @shared_task(ignore_result=True)
 def housekeeping() -> None:
-    """Expire what is held for too long, and remove what is kept no longer; see `housekeeping`."""
+    """Expire what is held for too long, and remove what is past its time; see `housekeeping`."""
     try:
-        house.expire_held()
-        house.prune()
+        expire_held()
+        prune()
     except AWAY as error:
         logger.warning("no housekeeping this time, the database is away: %s", error)
 
@@ -81,7 +81,7 @@ def _finish_sending(**_: Any) -> None:
 
 
 @beat_init.connect
-def _end_beat_when_told(sender: Any, **_: Any) -> None:
+def _end_beat_on_signals(sender: Any, **_: Any) -> None:
     """Beat ends on SIGTERM and Ctrl-C, after the tick that is under way.
 
     Celery's own handler raises SystemExit, wherever beat is just then: where that is a callback,

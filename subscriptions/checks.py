@@ -90,7 +90,7 @@ def check_project(**_: Any) -> Sequence[CheckMessage]:
 
 @register("webhooks", Tags.database)
 def check_stored_secrets(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """Whether the keys read what is stored. Says nothing of a database that is away or empty."""
+    """Whether the keys read what is stored. Silent if the database is unreachable or empty."""
     if "default" not in (databases or ()) or connection.vendor != "postgresql":
         return []
     try:

@@ -243,7 +243,7 @@ class WebhookSettings:
     dns_cache: float = _setting(
         30.0,
         _seconds(0, 3600),
-        "seconds after which a host name is looked up anew; meanwhile its address is used",
+        "seconds after which a host name is looked up again; meanwhile its address is used",
     )
     ca_file: str = _setting(
         "", _file, "certificate authorities (PEM) to trust instead of the bundle of certifi"
@@ -294,7 +294,7 @@ class WebhookSettings:
 
 def _misspelt(name: str, names: Sequence[str]) -> str:
     """Which of `names` a variable is that differs in a few letters only; "" for none."""
-    bare = [one.removeprefix(PREFIX) for one in names]
+    bare = [name.removeprefix(PREFIX) for name in names]
     close = difflib.get_close_matches(name.removeprefix(PREFIX), bare, n=1, cutoff=0.8)
     return PREFIX + close[0] if close else ""
 

@@ -26,7 +26,8 @@ from django.db.backends.utils import CursorWrapper
 
 from subscriptions.conf import conf
 
-# What the database raises when it is away, restarting, or (InternalError) read-only for a while.
+# What Django raises when the database is unreachable, restarting, or (InternalError) read-only for
+# a while.
 AWAY = (OperationalError, InterfaceError, InternalError)
 
 # What claims and settlements need, and others that use a connection must not have.

@@ -24,7 +24,7 @@ from subscriptions.conf import Network, conf
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-MOST_URL_CHARACTERS = 2000
+MAX_URL_CHARACTERS = 2000
 
 
 class DestinationRefused(ValueError):
@@ -259,9 +259,9 @@ def parse_url(url: str, allowed: Sequence[Network] | None = None) -> Destination
     if allowed is None:
         allowed = conf().allowed_networks
     shown = _shown(url)
-    if len(url) > MOST_URL_CHARACTERS:
+    if len(url) > MAX_URL_CHARACTERS:
         raise MalformedURL(
-            f"The URL has {len(url)} characters; at most {MOST_URL_CHARACTERS} are accepted."
+            f"The URL has {len(url)} characters; at most {MAX_URL_CHARACTERS} are accepted."
         )
     if any(character.isspace() or not character.isprintable() for character in url):
         raise MalformedURL(

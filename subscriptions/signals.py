@@ -34,22 +34,22 @@ subscriptions_repointed = Signal()
 # Sent for active subscriptions; the receiver returns the ids of those whose backoff it ended.
 backoff_reset = Signal()
 
-# Who sends the signals. A worker's settle stage hands them to a thread of their own: a receiver
-# of the signal that writes an e-mail must not hold up everybody's results, nor use the connection
-# that they are written with.
+# The announcer: what sends the signals. A worker's settle stage hands them to a thread of their
+# own: a receiver of the signal that writes an e-mail must not hold up everybody's results, nor use
+# the connection that they are written with.
 announcer: ContextVar[Callable[[Callable[[], None]], None]] = ContextVar(
     "announcer", default=operator.call
 )
 
 
 def after_commit(call: Callable[[], None]) -> None:
-    """Have `call` made after the commit, by whoever sends the signals."""
+    """Have `call` made after the commit, by the announcer."""
     # Robust: what goes wrong after the commit must not look as if the commit had.
     transaction.on_commit(partial(hand_over, call), robust=True)
 
 
 def hand_over(call: Callable[[], None]) -> None:
-    """Have `call` made by whoever sends the signals, or make it if that is nobody else."""
+    """Have `call` made by the announcer; without one, make it here."""
     announcer.get()(call)
 
 

@@ -11,8 +11,8 @@ from subscriptions.destinations import DestinationRefused, check_url
 from subscriptions.topics.rules import InvalidPattern, validate_pattern
 
 MAX_PATTERNS = 1000
-MOST_HEADERS = 50
-MOST_HEADER_BYTES = 8192
+MAX_HEADERS = 50
+MAX_HEADER_BYTES = 8192
 
 # A header name is a token (RFC 9110, section 5.6.2); a value is visible ASCII, spaces and tabs
 # (section 5.5; obsolete octets above 0x7F are left out, because receivers disagree on them).
@@ -112,8 +112,8 @@ def validate_headers(value: Any) -> None:
         isinstance(part, str) for item in value.items() for part in item
     ):
         raise ValidationError('Headers are a JSON object of texts, such as {"X-Team": "blue"}.')
-    if len(value) > MOST_HEADERS:
-        raise ValidationError(f"{len(value)} headers are too many; {MOST_HEADERS} is the most.")
+    if len(value) > MAX_HEADERS:
+        raise ValidationError(f"{len(value)} headers are too many; the limit is {MAX_HEADERS}.")
     prefix = conf().header_prefix
     seen: set[str] = set()
     for name, text in value.items():
@@ -127,8 +127,8 @@ def validate_headers(value: Any) -> None:
         if lower in seen:
             raise ValidationError(f"The header {name} is there twice; header names ignore case.")
         seen.add(lower)
-        if len(text) > MOST_HEADER_BYTES or not _HEADER_VALUE.fullmatch(text):
+        if len(text) > MAX_HEADER_BYTES or not _HEADER_VALUE.fullmatch(text):
             raise ValidationError(
                 f"The value of the header {name} is not one line of printable ASCII of at most "
-                f"{MOST_HEADER_BYTES} characters without spaces at its ends."
+                f"{MAX_HEADER_BYTES} characters without spaces at its ends."
             )

@@ -5,7 +5,7 @@
 #
 # A stamp, written last, says what was installed: the requirements, the Python
 # and the place. A checkout that was moved, copied or interrupted in the middle
-# has no matching stamp and is set up anew. Two at once take turns.
+# has no matching stamp and is set up again. Two at once take turns.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

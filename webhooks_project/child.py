@@ -62,7 +62,7 @@ def main(parent: int, sign: int, user: int, command: list[str]) -> None:
         if sys.platform == "linux":  # last: the kernel forgets it when the user changes
             checked(ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, sign, 0, 0, 0))
             if os.getppid() != parent:
-                raise OSError("whoever wanted this has ended already")
+                raise OSError("the parent process has ended already")
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and that is inherited
         os.execvp(command[0], command)  # noqa: S606
     except OSError as error:

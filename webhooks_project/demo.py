@@ -104,7 +104,11 @@ class Latencies:
     arrived: dict[str, float] = field(default_factory=dict)
 
     def of(self, event_ids: Sequence[str]) -> list[float]:
-        return [self.arrived[one] - self.published[one] for one in event_ids if one in self.arrived]
+        return [
+            self.arrived[event_id] - self.published[event_id]
+            for event_id in event_ids
+            if event_id in self.arrived
+        ]
 
 
 def flaky() -> Callable[[Received], Answer]:
@@ -230,7 +234,7 @@ class Story:
             f"{(after.started_at - before.started_at).total_seconds():.2f} s"
             for before, after in itertools.pairwise(history)
         ]
-        answers = " → ".join(str(one.status_code) for one in history)
+        answers = " → ".join(str(attempt.status_code) for attempt in history)
         self.tell(f"the flaky one needed {count} retries; one of them: {answers}")
         self.tell(f"  after {', '.join(delays)} (the first retry is planned after 0.2 s)")
 
@@ -240,7 +244,9 @@ class Story:
         wanted = set(self.event_ids)
         for receiver in receivers.values():
             receiver.wait_for(
-                lambda seen: wanted <= {one.id for one in seen if 200 <= one.answered < 300},
+                lambda seen: (
+                    wanted <= {received.id for received in seen if 200 <= received.answered < 300}
+                ),
                 max(0.1, began + STORY_TIMEOUT - time.monotonic()),
             )
         took = time.monotonic() - began
@@ -260,19 +266,22 @@ class Story:
     ) -> dict[str, Any]:
         wanted = set(self.event_ids)
         accepted = {
-            name: {one.id for one in receiver.received if 200 <= one.answered < 300}
+            name: {received.id for received in receiver.received if 200 <= received.answered < 300}
             for name, receiver in receivers.items()
         }
         delivered = sum(len(wanted & ids) for ids in accepted.values())
         lost = len(wanted) * len(receivers) - delivered
         forged = sum(
-            1 for receiver in receivers.values() for one in receiver.received if not one.verified
+            1
+            for receiver in receivers.values()
+            for received in receiver.received
+            if not received.verified
         )
         twice = sum(
             count - 1
             for receiver in receivers.values()
             for count in Counter(
-                one.id for one in receiver.received if 200 <= one.answered < 300
+                received.id for received in receiver.received if 200 <= received.answered < 300
             ).values()
         )
         times = self.latencies.of(self.event_ids)

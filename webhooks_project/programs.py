@@ -20,7 +20,7 @@ WEB_THREADS = 8
 
 
 def spare_cores() -> int:
-    """How many deliver workers this machine has a core for: one core is for all the rest."""
+    """How many deliver workers this machine has a core for: one core is left for all else."""
     return max(1, (os.cpu_count() or 1) - 1)
 
 
@@ -96,4 +96,4 @@ def installation(
         worker("recover", RECOVER_QUEUES, threads, ready_directory),
         beat(ready_directory),
     ]
-    return [replace(one, pass_fds=[*one.pass_fds, *pass_fds]) for one in programs]
+    return [replace(program, pass_fds=[*program.pass_fds, *pass_fds]) for program in programs]

@@ -36,7 +36,7 @@ def _flag(name: str, default: bool = False) -> bool:
 
 def _list(name: str, default: str = "") -> list[str]:
     text = os.environ.get(name, default)
-    return [one.strip() for one in text.split(",") if one.strip()]
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 # Half an installation would keep its other half on each machine.
@@ -71,7 +71,7 @@ _origins = [
 CSRF_TRUSTED_ORIGINS = _list("WEBHOOKS_TRUSTED_ORIGINS") or [
     origin for origin in _origins if origin != "https://*"
 ]
-if _wrong := [one for one in CSRF_TRUSTED_ORIGINS if "://" not in one]:
+if _wrong := [origin for origin in CSRF_TRUSTED_ORIGINS if "://" not in origin]:
     raise ImproperlyConfigured(
         f"WEBHOOKS_TRUSTED_ORIGINS has {_wrong[0]!r}; each must be like https://hooks.example.com."
     )
@@ -154,7 +154,7 @@ DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
     "min_size": 0,
     "max_size": 16,
     "timeout": 10,
-    # The pool's attempts to connect anew come at ever longer intervals, up to this: five minutes,
+    # The pool's attempts to connect again come at ever longer intervals, up to this: five minutes,
     # its own default, would have them a minute apart when the database is back.
     "reconnect_timeout": 10,
 }

@@ -176,7 +176,9 @@ class Supervisor:
                     elif child.process is not None and child.process.poll() is not None:
                         self._died(child, self._bury(child))
                     child.ready = child.ready or child.looks_ready()
-                if not self._ready.is_set() and all(one.ready for one in self._children.values()):
+                if not self._ready.is_set() and all(
+                    child.ready for child in self._children.values()
+                ):
                     self._ready.set()
                     if self._on_ready is not None:
                         self._on_ready()

@@ -18,7 +18,7 @@ COUNT_MILLISECONDS = 200
 
 
 class EstimatingPaginator(Paginator):  # type: ignore[type-arg]
-    """Counts what is quickly counted, and takes PostgreSQL's estimate for the rest.
+    """Counts what is quickly counted, and takes PostgreSQL's estimate for all else.
 
     With an estimate, pages near the end may be missing or empty.
     """

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from uuid import UUID
 
@@ -28,7 +29,7 @@ from subscriptions.conf import conf
 
 # Every subscription with pending rows, by a loose scan of the index `delivery_due`: one look-up
 # a subscription, however many rows it has. For each the first due time; then what is known of
-# its lane. Lanes that somebody serves, or that rest, are left alone; an expired lease is nobody's.
+# its lane. Lanes that are leased, or back off, are left alone; an expired lease counts for nothing.
 _DUE = """
 WITH RECURSIVE first AS (
     (
@@ -57,7 +58,7 @@ WHERE NOT coalesce(s.enabled, false) OR (
 # Subscriptions with held rows though they are active, or deleted: an event whose transaction was
 # still open when the circuit was reset, or what was left of a large backlog; and those of which
 # an operator's discard is under way. A loose scan again.
-_HELD_AMISS = """
+_HELD_WRONGLY = """
 WITH RECURSIVE first AS (
     (
         SELECT subscription_id FROM deliveries_delivery
@@ -126,21 +127,30 @@ def sweep() -> Swept:
                 (failing if is_failing else healthy).append(subscription_id)
         cursor.execute(_PROBES_DUE)
         probes = [row[0] for row in cursor.fetchall()]
-        cursor.execute(_HELD_AMISS)
-        amiss = cursor.fetchall()
+        cursor.execute(_HELD_WRONGLY)
+        held_wrongly = cursor.fetchall()
     wake(healthy)
     wake([*failing, *probes], recovering=True)
-    released = [one for one, is_deleted, before in amiss if not is_deleted and before is None]
-    discarding = [(one, before) for one, is_deleted, before in amiss if not is_deleted and before]
-    deleted += [one for one, is_deleted, _ in amiss if is_deleted and one not in deleted]
+    released: list[UUID] = []
+    discarding: list[tuple[UUID, datetime]] = []
+    for subscription_id, is_deleted, discard_before in held_wrongly:
+        if is_deleted:
+            if subscription_id not in deleted:
+                deleted.append(subscription_id)
+        elif discard_before is None:
+            released.append(subscription_id)
+        else:
+            discarding.append((subscription_id, discard_before))
     _take_turns(
         [
-            *(partial(_follow, one, enabled=False) for one in stopped),
-            *(partial(_follow, one, enabled=True) for one in released),
-            *(partial(go_on_discarding, one, before) for one, before in discarding),
+            *(partial(_follow, subscription_id, enabled=False) for subscription_id in stopped),
+            *(partial(_follow, subscription_id, enabled=True) for subscription_id in released),
+            *(partial(go_on_discarding, *what) for what in discarding),
             *(
-                partial(discard, [one], SUBSCRIPTION_DELETED, pending_too=True, most=BATCH)
-                for one in deleted
+                partial(
+                    discard, [subscription_id], SUBSCRIPTION_DELETED, pending_too=True, limit=BATCH
+                )
+                for subscription_id in deleted
             ),
         ],
         until=time.monotonic() + conf().sweep_interval,

@@ -29,8 +29,8 @@ class DiscardingCommand(SwitchingCommand):
         """Return if the held deliveries of these may be discarded; else `CommandError`."""
         if options["yes"]:
             return
-        backlog = backlogs([one.pk for one in subscriptions])
-        held = sum(one.held for one in backlog.values())
+        backlog = backlogs([subscription.pk for subscription in subscriptions])
+        held = sum(counted.held for counted in backlog.values())
         if not held:
             return
         question = f"{held:,} held {'delivery' if held == 1 else 'deliveries'} will be discarded"

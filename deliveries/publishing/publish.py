@@ -49,8 +49,8 @@ def publish(
     """Record an event and its delivery to every subscription whose patterns match `topic`.
 
     Runs inside the caller's transaction, if there is one: the event is published if and only if
-    that commits. Workers are woken after the commit; should the broker be away, the deliveries
-    go out when it is back, and this call neither fails nor waits more than a second.
+    that commits. Workers are woken after the commit; if the broker cannot be reached, the
+    deliveries go out when it is back, and this call neither fails nor waits more than a second.
 
     A subscription that was committed before the call is always matched. Tripped subscriptions
     get a delivery that is held; paused ones get none.
@@ -159,8 +159,8 @@ SELECT * FROM deliveries_publish(
 def _insert(drafts: Sequence[_Draft]) -> tuple[list[str], list[str], list[str]]:
     """Record the drafts whose ids are new, with their deliveries, all of them or none.
 
-    Returns these ids, and the ids of the subscriptions to wake: those that are well, and those
-    that are failing. As texts: an event may be for a hundred thousand.
+    Returns these ids, and the ids of the subscriptions to wake: the healthy ones, and those that
+    are failing. As texts: an event may be for a hundred thousand.
     """
     parameters: dict[str, Any] = {"commits_now": connection.get_autocommit()}
     if len(drafts) == 1:
@@ -200,7 +200,9 @@ def _event(draft: _Draft) -> Event:
 
 
 def _existing(drafts: Sequence[_Draft]) -> dict[str, Event]:
-    found = {event.id: event for event in Event.objects.filter(pk__in=[one.id for one in drafts])}
+    found = {
+        event.id: event for event in Event.objects.filter(pk__in=[draft.id for draft in drafts])
+    }
     for draft in drafts:
         event = found.get(draft.id)
         if event is None or not _same(bytes(event.body), event.created_at, draft):

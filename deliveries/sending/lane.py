@@ -78,7 +78,7 @@ class Lane:
         return self._queue.popleft()
 
     def not_sent(self, delivery: ClaimedDelivery) -> None:
-        """`delivery` was not sent after all; it is given back with the rest."""
+        """`delivery` was not sent after all; it is given back with the others."""
         self.in_flight -= 1
         self._queue.appendleft(delivery)
         self._stopped = True

@@ -1,7 +1,7 @@
 """Test events: one signed request to a subscription, at once, to see what its receiver says.
 
-Nothing is recorded: no event, no delivery, no attempt. The circuit is not told and not asked, so
-that a paused or tripped subscription can be tried before it is made active again.
+Nothing is recorded: no event, no delivery, no attempt. The circuit neither counts it nor stops
+it, so that a paused or tripped subscription can be tried before it is made active again.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def send_test(subscription: Subscription, *, topic: str = TEST_TOPIC) -> Tested:
 def send_tests(subscriptions: Sequence[Subscription], *, topic: str = TEST_TOPIC) -> list[Tested]:
     """`send_test` for many, all at the same time; the results are in the order asked."""
     validate_topic(topic)
-    waiting = [_Test(one, topic) for one in subscriptions]
+    waiting = [_Test(subscription, topic) for subscription in subscriptions]
     if not connection.in_atomic_block:
         # Receivers may take their time, and others want the connection meanwhile.
         connection.close()

@@ -121,9 +121,9 @@ def _plain(secret: str, body: bytes) -> str:
 def _any_equal(offered: Sequence[str], expected: Sequence[str]) -> bool:
     """Compare each with each in constant time, without stopping at the first that fits."""
     equal = False
-    for one in offered:
+    for signature in offered:
         for other in expected:
-            equal |= hmac.compare_digest(one.encode("utf-8", "surrogatepass"), other.encode())
+            equal |= hmac.compare_digest(signature.encode("utf-8", "surrogatepass"), other.encode())
     return equal
 
 

@@ -1,7 +1,7 @@
 """Settling: what came of the requests is written down, and lanes are released.
 
-A batch of successes is one statement. Where something failed, the circuits are told in the same
-transaction, each of an attempt that was recorded by it: so a result that is settled twice counts
+A batch of successes is one statement. Where something failed, the circuits count it in the same
+transaction, and count only attempts that it recorded: so a result that is settled twice counts
 once.
 """
 
@@ -136,7 +136,8 @@ def _settle_plain(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled
     with worker_cursor() as cursor:
         settled, recovered_at = _write(cursor, results, ends, well=lanes)
     if recovered_at is not None:
-        # By another thread: who trips holds the fuse's row, and the successes are written.
+        # By another thread: a process that trips a circuit holds the lock on the fuse's row, and
+        # the successes are written already.
         signals.hand_over(partial(fuse.reset, recovered_at))
     return settled
 

@@ -3,14 +3,14 @@
 No statement waits for a row. What somebody else has locked is skipped, all of its subscription
 with it, and said to be locked; the caller offers it again a little later. So nothing here can be
 part of a deadlock, and one subscription's row, held by an operator's open transaction, holds up
-nobody who happens to be in the same batch. All rows are found by primary keys; attempts by
+none of the others in the same batch. All rows are found by primary keys; attempts by
 `attempt_number` (delivery, number).
 
 What is written comes as JSON: PostgreSQL reads it as quickly as arrays, and Python makes it six
 times as quickly.
 """
 
-# The subscriptions whose circuits are about to be told of failures.
+# The subscriptions whose circuits are about to count failures.
 LOCK_SUBSCRIPTIONS = """
 SELECT id FROM subscriptions_subscription WHERE id = ANY(%(ids)s::uuid[])
 ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
@@ -55,10 +55,10 @@ RETURNING delivery_id, number
 # other result counts only while this claim's lease is the delivery's: later claims know better.
 # What was held or discarded while its request was in flight stays so.
 #
-# The circuits of `well` heard of nothing but successes. A success of a healthy subscription is
-# written at most once a second: a row that changes thousands of times a second would be all that
-# the database does. `recovered` says that the fuse is to be reset. `stuck` are those that have to
-# hear of it and are locked.
+# The circuits of `well` have nothing but successes in this batch. A success of a healthy
+# subscription is written at most once a second: a row that changes thousands of times a second
+# would be all that the database does. `recovered` says that the fuse is to be reset. `stuck` are
+# those that have to count it and are locked.
 #
 # Of lanes that are released: what was learned in an older epoch, before a reset or of another
 # URL, is forgotten, and what was claimed and not sent is given back. No lane is released before

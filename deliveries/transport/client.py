@@ -40,11 +40,11 @@ _all: weakref.WeakSet[Transport] = weakref.WeakSet()
 class Transport:
     """Sends requests, many at once, from any thread. One per process is enough.
 
-    It starts its thread with the first request, and anew in a forked child. Times are in
+    It starts its thread with the first request, and another in a forked child. Times are in
     seconds, sizes in bytes. `timeout` is the total for a request: DNS, connection, TLS, headers
     and body. `allowed_networks` are let through by the destination guard. `ca_file` (PEM)
     defaults to the bundle of certifi. `dns_cache` is how long an address is used before its name
-    is looked up anew, `dns_stale` how long after that it is used while there is no answer.
+    is looked up again, `dns_stale` how long after that it is used while there is no answer.
     `max_in_flight_total` requests are under way at once, further ones wait their turn; a quarter
     of these places is for requests that are submitted as `recovering`, the others are not for
     them, so that failing receivers cannot hold up healthy ones. `max_connections` are kept open,

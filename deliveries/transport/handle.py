@@ -1,4 +1,4 @@
-"""One reusable libcurl handle: how a request is told to libcurl, and what is read of the answer."""
+"""One reusable libcurl handle: what it is given of a request, and what is read of the answer."""
 
 from __future__ import annotations
 

@@ -52,7 +52,8 @@ class Job:
 class Budget:
     """The places for requests of one kind, and those that wait for one.
 
-    `submitted` is counted by whoever submits, under the driver's lock; the rest is the thread's.
+    `submitted` is counted by the threads that submit, under the driver's lock; all else is the
+    driver's own.
     """
 
     __slots__ = ("_numbers", "_start_bys", "_waiting", "ended", "in_flight", "places", "submitted")

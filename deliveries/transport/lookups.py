@@ -23,7 +23,7 @@ LookUp = Callable[[], None]
 
 
 def parent_domain(host: str) -> str:
-    """The last two labels: whoever has the domain usually has its name servers.
+    """The last two labels: the owner of the domain usually runs its name servers.
 
     Names under a public suffix such as `co.uk` share one limit. That delays a new name among
     them while others of them are dead; names that are known are used meanwhile.

@@ -48,7 +48,7 @@ _NO_SUCH_HOST = frozenset(
     if hasattr(socket, name)
 )
 
-# What it says when they did not, or could not. The rest is this machine's own (memory, files).
+# What it says when they did not, or could not. All else is this machine's own (memory, files).
 _NO_ANSWER = frozenset({socket.EAI_AGAIN, socket.EAI_FAIL})
 
 _pin_numbers = itertools.count(1)
@@ -77,8 +77,8 @@ class Pin:
 class Name:
     """What is known of one host name. Touched by the driving thread only, but for `begun`.
 
-    `expires`: until then it is not looked up anew; `usable_until`: until then its addresses are
-    used while it is being looked up anew. Both of `time.monotonic()`.
+    `expires`: until then it is not looked up again; `usable_until`: until then its addresses are
+    used while it is being looked up again. Both of `time.monotonic()`.
     """
 
     __slots__ = (
@@ -121,7 +121,7 @@ class Name:
 class NameBook:
     """The names that were used last.
 
-    `cache`: seconds that an address is used before it is looked up anew; `stale`: seconds after
+    `cache`: seconds that an address is used before it is looked up again; `stale`: seconds after
     those that it is used while the new lookup is under way or gets no answer. An answer always
     counts at once, be it "no such host" or an address that is refused.
     `on_found(name, found, seconds)` is called on a thread of the book's own.

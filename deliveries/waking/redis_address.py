@@ -79,10 +79,10 @@ def _parse_sentinel(url: str, parts: SplitResult) -> RedisAddress:
     username, _, password = login.partition(":")
     query = dict(parse_qsl(parts.query))
     sentinels = []
-    for one in hosts.split(","):
-        host, _, port = one.strip().rpartition(":") if ":" in one else (one.strip(), "", "")
+    for text in hosts.split(","):
+        host, _, port = text.strip().rpartition(":") if ":" in text else (text.strip(), "", "")
         if not host or (port and not port.isdigit()):
-            raise ValueError(f"{one!r} is no host:port; it must be like {_FORMS}")
+            raise ValueError(f"{text!r} is no host:port; it must be like {_FORMS}")
         sentinels.append((host, int(port or SENTINEL_PORT)))
     service = unquote(parts.path.strip("/"))
     db = query.pop("db", "0")

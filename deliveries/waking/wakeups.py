@@ -39,7 +39,7 @@ from subscriptions.conf import conf
 
 logger = logging.getLogger(__name__)
 
-# How long the bell vouches for a message that may be lost. A message that waits longer for a
+# How long the bell stands for a message that may be lost. A message that waits longer for a
 # worker gets a second one, which finds nothing.
 BELL_SECONDS = 2.0
 # How long a process goes on listening after the last wake-up, and how long one wait in Redis is.
@@ -138,7 +138,7 @@ end
 return redis.call('SET', KEYS[2], 1, 'NX', 'PX', ARGV[1]) and 1 or 0
 """
 
-# The bell goes up again before the ids are taken: whoever takes them listens on.
+# The bell is set again before the ids are taken: the process that takes them goes on listening.
 _TAKE = """
 redis.call('SET', KEYS[2], 1, 'PX', ARGV[1])
 local taken = redis.call('ZPOPMIN', KEYS[1], ARGV[2])

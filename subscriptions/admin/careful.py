@@ -36,7 +36,7 @@ class CarefulAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not at run ti
             return super().response_action(request, queryset, *more, **named)
         except (ValueError, ValidationError):
             ids = request.POST.getlist(ACTION_CHECKBOX_NAME)
-            if all(_is_key(self.opts.pk, one) for one in ids):
+            if all(_is_key(self.opts.pk, key) for key in ids):
                 raise
         self.message_user(request, "Nothing was done: a chosen id is no id.", messages.ERROR)
         return HttpResponseRedirect(request.get_full_path())

@@ -8,10 +8,10 @@ May import `subscriptions.conf`, `database` and `signals`; never the models, whi
 use it. So it takes ids and gives back ids, and says what it changed by the signals of the project's
 own; `subscriptions.announce` makes log lines and public signals of them.
 
-Promises: each change is made once, whoever asks for it at the same time; results of requests of
-an older epoch change nothing; rows of `subscriptions_subscription` are locked in the order of
-their ids, before any lane and any delivery; a trip is undone by a reset or a probe's success
-alone.
+Promises: each change is made once, however many processes ask for it at the same time; results of
+requests of an older epoch change nothing; rows of `subscriptions_subscription` are locked in the
+order of their ids, before any lane and any delivery; a trip is undone by a reset or a probe's
+success alone.
 """
 
 from subscriptions.circuit.rules import Report, Tally, tally

@@ -75,7 +75,7 @@ def holds(tripping: int) -> bool:
 
 
 def reset(at: datetime | None = None) -> None:
-    """Let circuits trip again; the count of trips begins anew. Nothing if it is whole.
+    """Let circuits trip again; the count of trips starts from 0. Does nothing if it is not blown.
 
     `at`: when the answer came that says so, if not now. A fuse that blew after stays blown.
     """

@@ -1,4 +1,4 @@
-"""What a circuit is told, and how much may trip: values and pure functions."""
+"""What a circuit counts, and how many may trip: values and pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 class Tally:
     """What a series of results says to the circuit of one subscription.
 
-    `before`: counted failures before the first success; `peak`: the longest run of them;
+    `before`: counted failures before the first success; `peak`: the most in a row;
     `after`: those after the last success; `succeeded`: whether there was one; `gone`: whether
     the receiver answered 410, which trips at once.
     """
@@ -29,20 +29,20 @@ def tally(results: Iterable[bool | None], *, gone: bool = False) -> Tally:
     None is a result that says nothing (an attempt with a quick retry left, a 429, a fault of
     our own).
     """
-    before = peak = run = 0
+    before = peak = in_a_row = 0
     succeeded = False
     for result in results:
         if result is None:
             continue
         if result:
             succeeded = True
-            run = 0
+            in_a_row = 0
         else:
-            run += 1
-            peak = max(peak, run)
+            in_a_row += 1
+            peak = max(peak, in_a_row)
             if not succeeded:
-                before = run
-    return Tally(before=before, peak=peak, after=run, succeeded=succeeded, gone=gone)
+                before = in_a_row
+    return Tally(before=before, peak=peak, after=in_a_row, succeeded=succeeded, gone=gone)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ FROM locked r WHERE s.id = r.id AND s.enabled AND s.circuit_epoch = r.epoch
 RETURNING s.id, r.trips, r.network AND NOT r.gone, r.reached
 """
 
-# The rows are locked since `_COUNT`; the WHERE clause lets one win, whoever else tries.
+# The rows are locked since `_COUNT`; the WHERE clause lets one process win.
 _TRIP = """
 UPDATE subscriptions_subscription SET
     enabled = false, auto_disabled_at = now(), circuit_epoch = circuit_epoch + 1,
@@ -76,7 +76,7 @@ RETURNING id
 
 
 def record(reports: Sequence[Report]) -> list[uuid.UUID]:
-    """Tell the circuits what came of their requests; returns the subscriptions that tripped.
+    """Have the circuits count results of their requests; returns the subscriptions that tripped.
 
     Must run in a transaction: the caller holds the deliveries of what tripped in the same one.
     One report for each subscription. While the fuse is blown nothing trips whose failures may be

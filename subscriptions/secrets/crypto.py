@@ -61,7 +61,7 @@ def is_newest(token: str) -> bool:
 
 
 def rotate(token: str) -> str:
-    """The same secret, encrypted anew under the newest key. `SecretUnreadable` as `decrypt`."""
+    """The same secret, re-encrypted under the newest key. `SecretUnreadable` as `decrypt`."""
     try:
         return _fernet(conf().secret_keys).rotate(token).decode("ascii")
     except (InvalidToken, ValueError):

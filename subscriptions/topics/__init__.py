@@ -6,7 +6,7 @@ There is no index in a process, and nothing that must be kept fresh: `candidates
 pattern that matches a topic, and the GIN index `subscription_topics` on
 `Subscription.topic_patterns` finds the subscriptions that have one of them, within the statement
 that publishes (the function `deliveries_publish`, in the migrations of `deliveries`). So an event
-matches whatever was committed before, whoever wrote it. Two other ways were measured with 100 to
+matches whatever was committed before, by whatever program. Two other ways were measured with 100 to
 100,000 subscriptions:
 
 - A table with one row a pattern and a B-tree costs the same for a few matches, 9 to 12 ms more for

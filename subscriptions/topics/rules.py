@@ -14,7 +14,7 @@ import re
 MAX_LENGTH = 255
 MAX_TOKENS = 10
 
-# What nearly every topic looks like; the rest takes the careful way, which explains.
+# What nearly every topic looks like; others take the slow path, which says what is wrong.
 _PLAIN_TOPIC = re.compile(rf"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+){{0,{MAX_TOKENS - 1}}}", re.ASCII)
 
 

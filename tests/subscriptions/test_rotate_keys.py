@@ -39,7 +39,7 @@ def in_use() -> dict[str, str]:
     }
 
 
-def test_the_old_key_can_go_once_all_is_encrypted_anew(
+def test_the_old_key_can_go_once_all_is_re_encrypted(
     old: str, configure: Callable[..., None]
 ) -> None:
     secrets = made(5)
@@ -47,7 +47,7 @@ def test_the_old_key_can_go_once_all_is_encrypted_anew(
     assert "still needed" in refusal("rotate_keys", "--check")
     assert SigningSecret.objects.count() == stored.count().older == 5, "nothing was changed"
     output = run("rotate_keys")
-    assert "Encrypted anew:       5" in output
+    assert "Re-encrypted:         5" in output
     assert "The older keys can go" in output
     configure(secret_keys=(NEW,))
     assert in_use() == secrets

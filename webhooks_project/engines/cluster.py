@@ -134,7 +134,7 @@ class Cluster:
             self._make_database()
 
     def revive(self) -> list[str]:
-        """Start engines anew that have died, once a second; returns a sentence about each."""
+        """Restart engines that have died, once a second; returns a sentence about each."""
         said = []
         for engine, process in list(self._processes.items()):
             if process.poll() is None or time.monotonic() < self._spawned[engine] + REVIVE_SECONDS:
@@ -333,7 +333,7 @@ _STOP = {POSTGRESQL: signal.SIGINT, VALKEY: signal.SIGTERM}
 
 
 def _environment() -> dict[str, str]:
-    """Enough to find libraries. A PGPORT or LC_ALL of whoever started us must not shape it."""
+    """Enough to find libraries. A PGPORT or LC_ALL of the caller must not change it."""
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     return kept | {"LC_ALL": "C", "TZ": "UTC"}
 

@@ -51,6 +51,6 @@ class DatabaseWrapper(base.DatabaseWrapper):
             else:
                 return connection
             connection = super().get_new_connection(conn_params)
-        # Somebody lets us in and answers nothing: a pooler without its database, say. Whoever
-        # uses this one is told.
+        # It accepts connections and answers nothing: a pooler without its database, say. The next
+        # statement fails, and says so.
         return connection

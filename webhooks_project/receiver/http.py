@@ -251,7 +251,7 @@ class Connection(asyncio.Protocol):
             )
         )
 
-    # Called by the address, and by whoever answers later.
+    # Called by the address, and by handlers that answer later.
 
     def answer(self, answer: Answer) -> None:
         """Answer the latest request, and go on with those that were sent ahead."""

@@ -5,7 +5,7 @@
         assert receiver.wait_for(1, timeout=10)
         print(receiver.received[0].topic)
 
-It verifies signatures, answers what it is told to, and can be dead (`stop`), silent (`pause`)
+It verifies signatures, answers what it is set to, and can be dead (`stop`), silent (`pause`)
 and back again (`start`) on the same port. It listens on 127.0.0.1 only.
 """
 
@@ -64,7 +64,7 @@ class Receiver(Address):
 
     `port` 0 takes any free one; `OSError` if it is taken. `url` is known from the beginning.
     `secrets` (`whsec_…`) verify the requests; `InvalidSecret` if one is none. `respond` decides
-    the answer (default: `accept`); `on_request` is told of each request once its answer is
+    the answer (default: `accept`); `on_request` is called with each request once its answer is
     decided. Both are called on the receiver's thread, one request after the other, and must not
     block; an exception in one is logged, and `respond`'s is answered 500. Without `keep`,
     `received` stays empty and only `count` grows.

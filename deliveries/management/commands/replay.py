@@ -23,7 +23,7 @@ from subscriptions.management.base import OperatorCommand, add_json_flag, find_o
 
 _AGO = re.compile(r"(\d{1,9})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-# How many refusals are spelt out; the rest is counted.
+# How many refusals are spelt out; the others are counted.
 SHOWN = 20
 # After how many batches a long replay says how far it is.
 PROGRESS = 50
@@ -104,10 +104,12 @@ class Command(OperatorCommand):
             self._say_how_many(len(ids), options)
             return
         replayed, changed = replay(ids)
-        refused = why_not([one for one in ids if one not in changed])
+        refused = why_not([delivery_id for delivery_id in ids if delivery_id not in changed])
         self._report(replayed, refused, options)
         if refused:
-            lines = [f"Delivery {one}: {reason}" for one, reason in list(refused.items())[:SHOWN]]
+            lines = [
+                f"Delivery {number}: {reason}" for number, reason in list(refused.items())[:SHOWN]
+            ]
             if len(refused) > SHOWN:
                 lines.append(f"… and {len(refused) - SHOWN} more that were not replayed.")
             raise CommandError("\n".join(lines))
@@ -140,7 +142,9 @@ class Command(OperatorCommand):
                 {
                     "pending": replayed.pending,
                     "held": replayed.held,
-                    "refused": {str(one): reason for one, reason in refused.items()},
+                    "refused": {
+                        str(delivery_id): reason for delivery_id, reason in refused.items()
+                    },
                 }
             )
             return

@@ -35,11 +35,15 @@ class Command(DiscardingCommand):
             chosen = list(Subscription.objects.tripped())
         else:
             chosen = find_all(options["names"])
-        tripped = [one for one in chosen if one.state == "tripped"]
+        tripped = [subscription for subscription in chosen if subscription.state == "tripped"]
         if options["discard_held"]:
             self.confirm_discard(tripped, options)
-        changed = circuit.reset([one.pk for one in tripped], discard_held=options["discard_held"])
-        changed += circuit.reset_backoff([one.pk for one in chosen if one.state == "active"])
+        changed = circuit.reset(
+            [subscription.pk for subscription in tripped], discard_held=options["discard_held"]
+        )
+        changed += circuit.reset_backoff(
+            [subscription.pk for subscription in chosen if subscription.state == "active"]
+        )
         if not chosen and not options["json"]:
             self.stdout.write("No subscription is tripped.")
             return

@@ -25,15 +25,20 @@ class Command(DiscardingCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         chosen = find_all(options["names"])
-        if tripped := [one for one in chosen if one.state == "tripped"]:
+        if tripped := [subscription for subscription in chosen if subscription.state == "tripped"]:
             raise CommandError(
-                "\n".join(f"{one.name} is tripped, not paused: {one.last_error}" for one in tripped)
+                "\n".join(
+                    f"{subscription.name} is tripped, not paused: {subscription.last_error}"
+                    for subscription in tripped
+                )
                 + "\nNothing was done. `manage.py reset_circuit` makes tripped ones active."
             )
-        paused = [one for one in chosen if one.state == "paused"]
+        paused = [subscription for subscription in chosen if subscription.state == "paused"]
         if options["discard_held"]:
             self.confirm_discard(paused, options)
-        changed = circuit.reset([one.pk for one in paused], discard_held=options["discard_held"])
+        changed = circuit.reset(
+            [subscription.pk for subscription in paused], discard_held=options["discard_held"]
+        )
         held = "what was held is discarded" if options["discard_held"] else "what was held is sent"
         self.report(
             chosen,

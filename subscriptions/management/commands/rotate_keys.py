@@ -35,7 +35,7 @@ class Command(OperatorCommand):
             self.write_json({"changed": changed, **asdict(keys), "old_keys_can_go": done})
         else:
             if not options["check"]:
-                self.stdout.write(f"Encrypted anew:       {changed:,}")
+                self.stdout.write(f"Re-encrypted:         {changed:,}")
             self.stdout.write(f"Under the newest key: {keys.newest:,}")
             self.stdout.write(f"Under an older key:   {keys.older:,}")
             if done:

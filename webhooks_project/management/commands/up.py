@@ -66,10 +66,10 @@ def migrate() -> None:
         connection.close_pool()  # type: ignore[attr-defined]
 
 
-def _count(most: int) -> Any:
+def _count(limit: int) -> Any:
     def parse(text: str) -> int:
-        if not text.isdigit() or not 1 <= int(text) <= most:
-            raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to {most}")
+        if not text.isdigit() or not 1 <= int(text) <= limit:
+            raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to {limit}")
         return int(text)
 
     return parse
@@ -96,7 +96,7 @@ class Command(BaseCommand):
             "--workers",
             type=_count(64),
             default=spare_cores(),
-            help="deliver workers (%(default)s: a core is left for the rest)",
+            help="deliver workers (%(default)s: one core is left for the other programs)",
         )
         parser.add_argument(
             "--threads", type=_count(1024), default=128, help="threads of each (%(default)s)"
