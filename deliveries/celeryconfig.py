@@ -33,7 +33,7 @@ _broker_transport_options = {
 }
 task_publish_retry = False
 
-# The row is the work: nobody waits for a result, and a lost message costs one sweep.
+# The row is the work: no caller waits for a result, and a lost message costs one sweep.
 task_ignore_result = True
 task_store_errors_even_if_ignored = False
 task_acks_late = False

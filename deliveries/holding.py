@@ -30,7 +30,7 @@ HELD_TOO_LONG = "held for longer than is kept (WEBHOOKS_HOLD_DAYS)"
 
 
 # What is held or released in the transaction of the change itself. A larger backlog follows in
-# batches, by the sweep: nobody waits for a million rows, and none is sent meanwhile that should
+# batches, by the sweep: no caller waits for a million rows, and none is sent meanwhile that should
 # not be, because a claim reads the subscription's state. (`ANY(ARRAY(…))` and not `IN (…)`: the
 # planner may run a sub-select that is joined once for each row, and lock more than its limit.)
 # SKIP LOCKED: what a settlement writes just now is not waited for; the sweep finds it.
@@ -242,5 +242,5 @@ def _discard_on_delete(instance: Subscription, **_: Any) -> None:
             "SELECT 1 FROM subscriptions_subscription WHERE id = %s FOR UPDATE", [instance.pk]
         )
         cursor.execute("DELETE FROM deliveries_lane WHERE subscription_id = %s", [instance.pk])
-        # The sweep discards what is left of a larger backlog; nobody claims for what is deleted.
+        # The sweep discards what is left of a larger backlog; no claim is made for what is deleted.
         discard([instance.pk], SUBSCRIPTION_DELETED, pending_too=True, limit=BATCH_OF_DELETED)

@@ -2,7 +2,7 @@
 
 References to rows of other tables carry no database constraint: a check for each of 5,000
 deliveries of one event costs more than everything else in `publish`, and locks the subscription's
-row against everybody else. What the constraint would guarantee is done by those who delete:
+row against all others. What the constraint would guarantee is done where rows are deleted:
 a deleted subscription's open deliveries are discarded, and `prune` removes deliveries before
 their events.
 """
@@ -93,11 +93,11 @@ class Delivery(models.Model):
         # unsuccessful only costs the successful nothing.
         indexes: ClassVar = [
             # An event's deliveries. (The index that Django makes for a foreign key to a text
-            # comes with a second one, for LIKE, which nobody asks.)
+            # comes with a second one, for LIKE, which no query uses.)
             models.Index(fields=["event"], name="delivery_event"),
             # A subscription's deliveries, newest first.
             models.Index(fields=["subscription", "id"], name="delivery_of_subscription"),
-            # Those that failed or were discarded, of everybody and of one subscription.
+            # Those that failed or were discarded, of all subscriptions and of one.
             models.Index(
                 fields=["status", "id"],
                 name="delivery_unsuccessful",

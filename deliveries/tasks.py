@@ -48,7 +48,7 @@ _sweeping = threading.Lock()
 
 @shared_task(ignore_result=True)
 def sweep() -> None:
-    """Wake every subscription with due work that nobody was woken for; one at a time here."""
+    """Wake every subscription with due work and no wake-up; one sweep at a time in a process."""
     if not _sweeping.acquire(blocking=False):
         return
     try:

@@ -1,6 +1,6 @@
 """Says what the circuits did: a line in the log and a public signal for each, after the commit.
 
-Stands above the models: the circuit deals in ids, those who listen want subscriptions.
+Stands above the models: the circuit deals in ids, receivers of the signals get subscriptions.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ subscriptions_repointed = Signal()
 backoff_reset = Signal()
 
 # The announcer: what sends the signals. A worker's settle stage hands them to a thread of their
-# own: a receiver of the signal that writes an e-mail must not hold up everybody's results, nor use
+# own: a receiver of the signal that writes an e-mail must not hold up all results, nor use
 # the connection that they are written with.
 announcer: ContextVar[Callable[[Callable[[], None]], None]] = ContextVar(
     "announcer", default=operator.call

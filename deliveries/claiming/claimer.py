@@ -30,7 +30,8 @@ from subscriptions.secrets import crypto
 
 logger = logging.getLogger(__name__)
 
-# How long what somebody has locked waits, in seconds: doubled each time, up to the second.
+# The first and the longest wait for a row that another transaction has locked, in seconds; each
+# wait is twice the last.
 LOCKED_DELAY = 0.02
 MAX_LOCKED_DELAY = 1.0
 # How often a process that has no room looks whether it has, in seconds.
@@ -184,7 +185,7 @@ class Claimer:
             self._release_later(subscription_id, token)
 
     def _wait_for_locked(self, ids: list[UUID], found: Claim) -> None:
-        """What somebody has locked waits by itself, longer each time."""
+        """Lanes that another transaction has locked wait by themselves, longer each time."""
         for subscription_id in found.locked:
             delay = min(MAX_LOCKED_DELAY, 2 * self._locked.get(subscription_id, LOCKED_DELAY / 2))
             self._locked[subscription_id] = delay
@@ -209,7 +210,7 @@ class Claimer:
             release_unsendable(cursor, lane)
 
     def _release_later(self, subscription_id: UUID, token: UUID) -> None:
-        """Release an idle lane that somebody had locked, in a thread: it is a rare case."""
+        """Release an idle lane that another transaction had locked; in a thread, as it is rare."""
         timer = threading.Timer(0.5, self._release, (subscription_id, token))
         timer.daemon = True
         timer.start()

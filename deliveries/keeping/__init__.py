@@ -1,6 +1,6 @@
 """Kept: what is due is found, finished deliveries are replayed, and old rows are removed.
 
-`sweep` finds due work that nobody was woken for, and makes deliveries follow their
+`sweep` finds due work without a wake-up, and makes deliveries follow their
 subscription's state. `housekeeping` expires and prunes. `replay` sends finished deliveries again.
 `backlog` counts and explains what waits, for people.
 

@@ -97,7 +97,7 @@ class Lane:
 
     def settled(self, *, written: bool, now: float) -> None:
         """A result was written down, or given up. Only now its request is no longer in flight: a
-        worker that dies has sent no more than `max_in_flight` requests that nobody knows of."""
+        worker that dies has sent no more than `max_in_flight` requests without a record."""
         self.in_flight -= 1
         if not written or now > self._begin_until:
             self._stopped = True
@@ -111,7 +111,7 @@ class Lane:
             return None
         self._released = True
         # At the end of the backoff whatever is due goes out; a retry that is due later than that
-        # may have nobody else to announce it.
+        # needs a wake-up of its own.
         wake_in = [self._backoff] if self._backoff > 0 else []
         later = [delay for delay in self._retries if delay > self._backoff]
         return LaneEnd(
@@ -157,7 +157,7 @@ class Lane:
         if in_quick and (self._retrying is None or following.retries_used > self._retrying[0]):
             self._retrying = (following.retries_used, delivery.id)
         if self._failures > 1 and outcome.verdict is Verdict.RETRY:
-            # Twice in a row is no accident: back off, so that a dead receiver is not hammered.
+            # Two failures in a row: back off, so that a dead receiver gets few requests.
             delay = following.delay if in_quick else quick[0] if quick else 1.0
             self._back_off(delay, judged.error)
 

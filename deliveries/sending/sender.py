@@ -42,14 +42,15 @@ logger = logging.getLogger(__name__)
 # A retry or a backoff that ends within this many seconds is announced by this process; what is
 # later is found by the sweep, as is all of it if the process dies.
 SOON = 60.0
-# The database's clock and the worker's tick apart a little; a wake-up a moment late finds its row.
+# The clocks of the database and the worker differ a little; a wake-up that is late finds its row.
 WAKE_SLACK = 0.05
 # How long results are offered to a database that is away, in seconds: after that their leases are
 # over, and others send again what could not be recorded.
 SETTLE_TIMEOUT = 30.0
 # How much of a lease is left, in seconds, when the last request on it has ended.
 SETTLE_TIME = 5.0
-# How long what somebody has locked waits, in seconds: doubled each time, up to the second.
+# The first and the longest wait for a row that another transaction has locked, in seconds; each
+# wait is twice the last.
 LOCKED_DELAY = 0.05
 MAX_LOCKED_DELAY = 2.0
 
@@ -224,8 +225,8 @@ class Sender:
 
     def _begin_settling(self) -> None:
         use_own_connection()
-        # A receiver of a signal that writes an e-mail must not hold up everybody's results, nor
-        # use the connection that they are written with.
+        # A receiver of a signal that writes an e-mail must not hold up all results, nor use
+        # the connection that they are written with.
         signals.announcer.set(self._signals.put)
 
     def _settle_batch(self, batch: list[_Settlement]) -> None:
@@ -276,7 +277,10 @@ class Sender:
             self._progress.end()
 
     def _set_aside(self, batch: list[_Settlement], settled: Settled) -> list[_Settlement]:
-        """What somebody has locked waits by itself, longer each time; returns the others."""
+        """What another transaction has locked waits by itself, longer each time.
+
+        Returns the others.
+        """
         done = []
         now = time.monotonic()
         for item in batch:

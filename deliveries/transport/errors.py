@@ -39,7 +39,7 @@ class HostNotFound(requests.ConnectionError):
 
 
 class ResolverUnavailable(requests.ConnectionError):
-    """The name servers answer for nobody, as far as we know. Our fault."""
+    """The name servers answer for no name, as far as we know. Our fault."""
 
 
 class DestinationBlocked(requests.ConnectionError):

@@ -73,7 +73,7 @@ class Budget:
 
     @property
     def is_free(self) -> bool:
-        """Whether there is a place, and nobody waits for it."""
+        """Whether there is a place, and no request waits for it."""
         return self.in_flight < self.places and not self._waiting
 
     @property

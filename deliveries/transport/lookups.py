@@ -1,4 +1,4 @@
-"""The threads that look host names up, shared out so that dead name servers stop nobody else."""
+"""The threads that look host names up, shared out so that dead name servers stop no others."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """Wake-ups: how workers hear which subscriptions have something to send.
 
 A publisher adds the ids of its subscriptions to a sorted set in Redis, the *due set*, after its
-commit. A process that sends listens there. Only if nobody does is a Celery message sent: a flag,
-the *bell*, says whether a message is under way or somebody listens. So an idle system has one
+commit. A process that sends listens there. Only if none does is a Celery message sent: a flag,
+the *bell*, says whether a message is under way or a process listens. So an idle system has one
 task for a matching subscription, and a busy one shares them.
 
 Nothing here carries anything that would be missed. The rows are committed before, and the sweep
-finds due rows that nobody was woken for. What happens when each part is lost:
+finds due rows without a wake-up. What happens when each part is lost:
 
 - the due set, with Redis: the sweep adds the ids again, a few seconds later;
 - the message: the bell ends after `BELL_SECONDS`, and the next publisher, or the sweep, sends one;
@@ -48,7 +48,7 @@ LISTEN_SECONDS = 5.0
 WAIT_SECONDS = 1.0
 # While ids are left in the due set, another worker is asked for help once in this time.
 HELP_SECONDS = 1.0
-# How long nobody tries a server that failed.
+# How long a server that failed is not tried again.
 OUTAGE_SECONDS = 3.0
 # The longest that one command to Redis may take, in seconds, besides a wait.
 REDIS_TIMEOUT = 0.3
@@ -127,7 +127,7 @@ def _names(queue: str) -> list[str]:
 
 
 # The order in the due set is by milliseconds. The ids of one call are a millisecond apart, so an
-# event for somebody else does not wait behind an event for a hundred thousand subscriptions. LT:
+# event for one does not wait behind an event for a hundred thousand subscriptions. LT:
 # an id that is there already keeps its place, or gets an earlier one. Returns 1 for a new bell.
 _ADD = """
 local time = redis.call('TIME')
@@ -165,7 +165,7 @@ def _milliseconds(seconds: float) -> int:
 def wake(subscription_ids: Iterable[UUID | str], *, recovering: bool = False) -> None:
     """Wake workers for subscriptions that have due deliveries. To be called after the commit.
 
-    One round trip to Redis for a thousand ids, and a Celery message if nobody listens. Never
+    One round trip to Redis for a thousand ids, and a Celery message if no process listens. Never
     raises because Redis or the broker is away, and takes half a second at most for each of them
     then; the sweep finds the rows. With `task_always_eager` nothing is sent: an application's own
     tests send no requests unless they call the task.

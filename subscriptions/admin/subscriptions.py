@@ -213,7 +213,7 @@ class SubscriptionAdmin(CarefulAdmin):
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined, no-any-return]
         self.require_change(request, subscription)
         with transaction.atomic():
-            # Two who rotate at the same moment do so one after the other.
+            # Two rotations at the same moment are done one after the other.
             Subscription.objects.select_for_update().get(pk=subscription.pk)
             newest = subscription.secrets.values_list("pk", flat=True).order_by("-pk").first() or 0
             form = RotateSecretForm(

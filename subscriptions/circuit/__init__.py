@@ -1,7 +1,7 @@
 """The circuit of a subscription: counting failures, tripping, resetting, probing; and the fuse.
 
 `rules` are pure functions and values. `statements` are the single conditional statements with
-which any number of workers agree. `fuse` stops circuits from tripping when everybody fails at
+which any number of workers agree. `fuse` stops circuits from tripping when too many fail at
 once.
 
 May import `subscriptions.conf`, `database` and `signals`; never the models, which stand above and

@@ -1,4 +1,4 @@
-"""The fuse: when nobody can be reached, our own network is the likelier cause.
+"""The fuse: when too many cannot be reached, our own network is the likelier cause.
 
 If our own network fails, every receiver fails with it, and every circuit would trip, one after
 the other. So trips that may be our network's (no connection, a timeout, no address) add up over
@@ -7,8 +7,8 @@ no such failure trips a circuit any more, and an alert says to look at our own n
 Deliveries go on being retried, gently. A receiver that answers, if with an error, has been
 reached: its failures neither blow the fuse nor are stopped by it.
 
-What resets it: an HTTP answer of a receiver that could not be reached before; a success of
-anybody once the window is over; an operator who says so (`manage.py reset_fuse`).
+What resets it: an HTTP answer of a receiver that could not be reached before; any success
+once the window is over; an operator, by `manage.py reset_fuse`.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class OperatorCommand(BaseCommand):
             self.stdout.flush()
             return result
         except BrokenPipeError:
-            # Who read the output, `head` for example, has seen enough. What Python still holds
+            # The reader of the output, `head` for example, has seen enough. What Python still holds
             # for it goes nowhere, or it would complain at the end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None

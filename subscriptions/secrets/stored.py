@@ -25,8 +25,8 @@ SELECT id, ciphertext, expires_at IS NULL OR expires_at > now()
 FROM subscriptions_signingsecret WHERE id > %(after)s ORDER BY id LIMIT %(size)s
 """
 
-# Only what is still as it was read. What somebody has locked is left for the next run: waiting,
-# with other rows locked, could end in a deadlock.
+# Only what is still as it was read. What another transaction has locked is left for the next run:
+# waiting, with other rows locked, could end in a deadlock.
 _REPLACE = """
 UPDATE subscriptions_signingsecret s SET ciphertext = r.new
 FROM (
@@ -45,7 +45,7 @@ class Keys:
     """Numbers of stored secrets: by the key that encrypts them.
 
     `unreadable`: those in use that no key decrypts. An unreadable one that has ended counts
-    nowhere: nobody will read it again.
+    nowhere: it is never read again.
     """
 
     newest: int = 0

@@ -22,7 +22,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     between those that it finds broken: after a restart of the database the first caller waited
     ten seconds, in vain.
 
-    And where the database is embedded and nobody runs it, says so at once.
+    And where the database is embedded and not running, says so at once.
     """
 
     _seen_running = False
