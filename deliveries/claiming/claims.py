@@ -29,7 +29,7 @@ from deliveries.claiming.statements import (
 from deliveries.judging.policy import OWN_FAULT_DELAY
 from deliveries.values import ClaimedDelivery, ClaimedLane, Payload
 from subscriptions.conf import conf
-from subscriptions.database import worker_cursor
+from subscriptions.database import as_array, worker_cursor
 from subscriptions.secrets.crypto import SecretUnreadable
 from subscriptions.validators import sendable_headers
 
@@ -78,8 +78,7 @@ def claim(
     lease: dict[str, Any] = {"lease": values.lease, "unknown": UNKNOWN_OUTCOME}
     room = memory.room()
     first: dict[str, Any] = {
-        # A text is made six times as quickly as an array.
-        "ids": "{" + ",".join(map(str, subscription_ids)) + "}",
+        "ids": as_array(subscription_ids),
         "token": token,
         "failing_too": failing_too,
         "batch": values.claim_batch,

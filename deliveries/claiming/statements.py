@@ -9,6 +9,8 @@ gives each lane's rows in their order, and `delivery_held` (subscription, id; he
 oldest that is held.
 """
 
+from subscriptions.database import Statement
+
 _FREE = """(lane.lease_until IS NULL OR lane.lease_until < now())
             AND (lane.failures = 0 OR %(failing_too)s::bool)
             AND (lane.resume_at IS NULL OR lane.resume_at <= now())"""
@@ -50,10 +52,10 @@ _BODIES = """body AS (
     ) sized
 )"""
 
-READ_BODIES = f"""
+READ_BODIES = Statement(f"""
 WITH {_BODIES.format(ids="%(ids)s::text[]")}
 SELECT id, topic, body FROM body
-"""
+""")
 
 _CLAIMED = f""", {_LEASED}
 SELECT subscription_id, lease, ids, event_ids, attempts, retries FROM claimed
@@ -70,7 +72,7 @@ SELECT subscription_id, lease, ids, event_ids, attempts, retries FROM claimed
 #
 # The rows of three kinds come in one result: a lane, what was claimed for a lane, and a body.
 # Joined, `lane` and `claimed` would cost the square of their number: they have no index.
-TAKE_LANES = f"""
+TAKE_LANES = Statement(f"""
 WITH wanted AS MATERIALIZED (
     SELECT s.id FROM subscriptions_subscription s
     WHERE s.id = ANY(%(ids)s::text::uuid[]) AND coalesce(
@@ -144,11 +146,11 @@ UNION ALL
 SELECT NULL, NULL, NULL, NULL, NULL, NULL, id, topic, NULL, NULL, NULL, NULL, NULL,
     NULL, NULL, NULL, NULL, NULL, NULL, NULL, body
 FROM body
-"""
+""")
 
 # A failing lane sends one request: the delivery that it was trying again, once that is due,
 # else the next one.
-TAKE_ONE = f"""
+TAKE_ONE = Statement(f"""
 WITH picked AS MATERIALIZED (
     SELECT due.* FROM unnest(%(ids)s::uuid[], %(retrying)s::bigint[])
         AS lane (subscription_id, retrying_id)
@@ -170,9 +172,9 @@ WITH picked AS MATERIALIZED (
         AND d.status = 'pending'
         FOR UPDATE SKIP LOCKED
     ) due
-){_CLAIMED}"""
+){_CLAIMED}""")
 
-TAKE_PROBES = f"""
+TAKE_PROBES = Statement(f"""
 WITH picked AS MATERIALIZED (
     SELECT due.* FROM unnest(%(ids)s::uuid[]) AS lane (subscription_id)
     CROSS JOIN LATERAL (
@@ -181,12 +183,12 @@ WITH picked AS MATERIALIZED (
         ORDER BY d.id LIMIT 1
         FOR UPDATE SKIP LOCKED
     ) due
-){_CLAIMED}"""
+){_CLAIMED}""")
 
 # Releases lanes of which nothing is sent, and what was claimed on them, if this claim still holds
 # them. `backoff`: seconds until they are worth claiming again. Returns those for which a wake-up
 # came meanwhile, and those that somebody has locked.
-RELEASE = """
+RELEASE = Statement("""
 WITH mine AS MATERIALIZED (
     SELECT subscription_id, wake_again FROM deliveries_lane
     WHERE subscription_id = ANY(%(ids)s::uuid[]) AND lease_token = %(token)s::uuid
@@ -215,4 +217,4 @@ SELECT ARRAY(SELECT subscription_id FROM released WHERE wake_again), ARRAY(
     WHERE subscription_id = ANY(%(ids)s::uuid[]) AND lease_token = %(token)s::uuid
         AND subscription_id NOT IN (SELECT subscription_id FROM released)
 )
-"""
+""")

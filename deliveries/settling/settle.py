@@ -30,7 +30,7 @@ from deliveries.settling.statements import (
 from deliveries.values import LaneEnd, Result
 from subscriptions import circuit, signals
 from subscriptions.circuit import fuse
-from subscriptions.database import AWAY, worker_cursor
+from subscriptions.database import AWAY, WorkerCursor, as_array, worker_cursor
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +234,7 @@ def _by_network(failed: Sequence[Result]) -> bool:
 
 
 def _write(
-    cursor: Any,
+    cursor: WorkerCursor,
     results: Sequence[Result],
     ends: Sequence[LaneEnd],
     *,
@@ -246,12 +246,13 @@ def _write(
     cursor.execute(
         SETTLE,
         {
-            "well": list(well),
-            "well_epochs": list(well.values()),
+            # A text is made six times as quickly as an array.
+            "well": as_array(well),
+            "well_epochs": as_array(well.values()),
             "ends": json.dumps([_end_row(one) for one in ends]),
             "results": json.dumps([_row(one, tripped) for one in results]),
-            "unsent": [delivery.id for end in ends for delivery in end.unsent],
-            "leases": [end.lane.lease for end in ends for _ in end.unsent],
+            "unsent": as_array(delivery.id for end in ends for delivery in end.unsent),
+            "leases": as_array(f'"{end.lane.lease}"' for end in ends for _ in end.unsent),
         },
     )
     wake_again, locked_results, locked_ends, recovered_at = cursor.fetchone()

@@ -10,15 +10,17 @@ What is written comes as JSON: PostgreSQL reads it as quickly as arrays, and Pyt
 times as quickly.
 """
 
+from subscriptions.database import Statement
+
 # The subscriptions whose circuits are about to count failures.
-LOCK_SUBSCRIPTIONS = """
+LOCK_SUBSCRIPTIONS = Statement("""
 SELECT id FROM subscriptions_subscription WHERE id = ANY(%(ids)s::uuid[])
 ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
-"""
+""")
 
-EXISTING_SUBSCRIPTIONS = """
+EXISTING_SUBSCRIPTIONS = Statement("""
 SELECT id FROM subscriptions_subscription WHERE id = ANY(%(ids)s::uuid[])
-"""
+""")
 
 _RESULT = """result AS MATERIALIZED (
     SELECT * FROM json_to_recordset(%(results)s::json) AS r (
@@ -45,11 +47,11 @@ _ATTEMPTS = """
     WHERE deliveries_attempt.outcome = 'unknown'
 """
 
-RECORD_ATTEMPTS = f"""
+RECORD_ATTEMPTS = Statement(f"""
 WITH {_RESULT}
 {_ATTEMPTS.format(results="result ORDER BY id")}
 RETURNING delivery_id, number
-"""
+""")
 
 # A success is a success, whatever happened to the delivery meanwhile: the receiver has it. Any
 # other result counts only while this claim's lease is the delivery's: later claims know better.
@@ -63,9 +65,10 @@ RETURNING delivery_id, number
 # Of lanes that are released: what was learned in an older epoch, before a reset or of another
 # URL, is forgotten, and what was claimed and not sent is given back. No lane is released before
 # its results are written.
-SETTLE = f"""
+SETTLE = Statement(f"""
 WITH told AS MATERIALIZED (
-    SELECT s.id, r.epoch FROM unnest(%(well)s::uuid[], %(well_epochs)s::bigint[]) AS r (id, epoch)
+    SELECT s.id, r.epoch
+    FROM unnest(%(well)s::text::uuid[], %(well_epochs)s::text::bigint[]) AS r (id, epoch)
     JOIN subscriptions_subscription s ON s.id = r.id
     WHERE s.circuit_epoch = r.epoch AND s.enabled AND (
         s.consecutive_failures > 0 OR s.last_error <> ''
@@ -155,7 +158,8 @@ WITH told AS MATERIALIZED (
 {_ATTEMPTS.format(results="result WHERE id NOT IN (SELECT id FROM locked)")}
 ), given_back AS (
     UPDATE deliveries_delivery SET lease_until = NULL WHERE id = ANY(ARRAY(
-        SELECT d.id FROM unnest(%(unsent)s::bigint[], %(leases)s::timestamptz[]) AS u (id, lease)
+        SELECT d.id
+        FROM unnest(%(unsent)s::text::bigint[], %(leases)s::text::timestamptz[]) AS u (id, lease)
         JOIN deliveries_delivery d ON d.id = u.id AND d.lease_until = u.lease
         ORDER BY d.id FOR UPDATE OF d SKIP LOCKED
     ))
@@ -168,4 +172,4 @@ SELECT ARRAY(SELECT subscription_id FROM released WHERE wake_again),
         WHERE e.subscription_id NOT IN (SELECT subscription_id FROM ending)
     ),
     (SELECT now() FROM counted WHERE recovered LIMIT 1)
-"""
+""")
