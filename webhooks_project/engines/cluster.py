@@ -93,25 +93,25 @@ class Cluster:
         self.engines = tuple(engines)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._spawned: dict[str, float] = {}
-        self._owner: int | None = None
+        self._locks: list[int] = []
 
     def __enter__(self) -> Cluster:
         """Claim the directory. Raises EngineError if another process has it."""
-        if self.engines and self._owner is None:
+        if self.engines:
             self._own(self.layout.directory)
             self._own(self.layout.run)
-            self._owner = self._lock("owner", seconds=1)
-            os.ftruncate(self._owner, 0)
-            os.write(self._owner, str(os.getpid()).encode())
+            owner = self._lock("owner", seconds=1)
+            self._locks.append(owner)
+            os.ftruncate(owner, 0)
+            os.write(owner, str(os.getpid()).encode())
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
         with contextlib.suppress(OSError):
             self.layout.run.rmdir()
-        if self._owner is not None:
-            os.close(self._owner)
-            self._owner = None
+        while self._locks:
+            os.close(self._locks.pop())
 
     def start(self) -> None:
         """Start what does not run; return when all accept work. Raises EngineError.
@@ -169,7 +169,8 @@ class Cluster:
     def hold(self, name: str) -> int:
         """A file descriptor for children to inherit. Waits until those of a killed process that
         had it are gone. Raises EngineError if they do not go."""
-        return self._lock(name, START_SECONDS)
+        self._locks.append(self._lock(name, START_SECONDS))
+        return self._locks[-1]
 
     def _own(self, place: Path) -> None:
         """Make a directory, or make sure that nobody else can have planted it."""

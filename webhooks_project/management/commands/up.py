@@ -84,7 +84,9 @@ def _port(text: str) -> int:
 class Command(BaseCommand):
     help = (
         "Start everything: database and broker (unless configured elsewhere), migrations, web, "
-        "workers and beat. Ctrl-C ends it all."
+        "workers and beat. A program that dies is started again. Ctrl-C ends it all. Exit codes: "
+        "0 ended by Ctrl-C or SIGTERM, 1 it could not start or a program died five times within a "
+        "minute, 2 an argument is not valid."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
