@@ -39,21 +39,38 @@ BATCH = 1000
 BATCH_OF_DELETED = 100
 
 
+# Each subscription is looked up by itself, in the order of the index of its open rows
+# (`delivery_due`, `delivery_held`): whatever the planner believes of the tables, it finds no
+# reason to read a history for them.
+_PENDING = """
+    SELECT found.id FROM unnest(%(ids)s::uuid[]) AS s (id) CROSS JOIN LATERAL (
+        SELECT d.id FROM deliveries_delivery d
+        WHERE d.subscription_id = s.id AND d.status = 'pending'
+        ORDER BY d.next_attempt_at, d.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    ) found
+    LIMIT %(limit)s
+"""
+_HELD = """
+    SELECT found.id FROM unnest(%(ids)s::uuid[]) AS s (id) CROSS JOIN LATERAL (
+        SELECT d.id FROM deliveries_delivery d
+        WHERE d.subscription_id = s.id AND d.status = 'held'
+        ORDER BY d.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    ) found
+    LIMIT %(limit)s
+"""
+
+
 def hold(subscription_ids: Sequence[UUID], limit: int = BATCH) -> int:
-    """Hold what is pending, `limit` rows at a time; returns how many.
+    """Hold what is pending, at most `limit` rows, the first due first; returns how many.
 
     A request that is in flight may still succeed afterwards.
     """
     with connection.cursor() as cursor:
         cursor.execute(
-            """
+            f"""
             UPDATE deliveries_delivery
             SET status = 'held', next_attempt_at = NULL, held_at = clock_timestamp()
-            WHERE status = 'pending' AND id = ANY(ARRAY(
-                SELECT id FROM deliveries_delivery
-                WHERE subscription_id = ANY(%(ids)s::uuid[]) AND status = 'pending'
-                ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-            ))
+            WHERE status = 'pending' AND id = ANY(ARRAY({_PENDING}))
             """,
             {"ids": list(subscription_ids), "limit": limit},
         )
@@ -61,64 +78,59 @@ def hold(subscription_ids: Sequence[UUID], limit: int = BATCH) -> int:
 
 
 def release(subscription_ids: Sequence[UUID], limit: int = BATCH) -> int:
-    """Make what is held due, oldest first, `limit` rows at a time; returns how many.
+    """Make what is held due, at most `limit` rows, the oldest first; returns how many.
 
-    Their retries start from the first again. Subscriptions with an operator's discard under way
-    are left alone: what was held since is released after it.
+    Their retries start again at none. Subscriptions of which an operator's discard is under way
+    are left as they are: what was held since is released after it.
     """
     with connection.cursor() as cursor:
         cursor.execute(
             """
+            SELECT subscription_id FROM deliveries_lane
+            WHERE subscription_id = ANY(%s::uuid[]) AND discard_before IS NOT NULL
+            """,
+            [list(subscription_ids)],
+        )
+        discarding = {row[0] for row in cursor.fetchall()}
+        ids = [key for key in subscription_ids if key not in discarding]
+        cursor.execute(
+            f"""
             UPDATE deliveries_delivery
             SET status = 'pending', next_attempt_at = now(), retries_used = 0
-            WHERE status = 'held' AND id = ANY(ARRAY(
-                SELECT id FROM deliveries_delivery
-                WHERE status = 'held' AND subscription_id = ANY(ARRAY(
-                    SELECT id FROM unnest(%(ids)s::uuid[]) AS id
-                    EXCEPT
-                    SELECT subscription_id FROM deliveries_lane
-                    WHERE subscription_id = ANY(%(ids)s::uuid[]) AND discard_before IS NOT NULL
-                ))
-                ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-            ))
+            WHERE status = 'held' AND id = ANY(ARRAY({_HELD}))
             """,
-            {"ids": list(subscription_ids), "limit": limit},
+            {"ids": ids, "limit": limit},
         )
         return int(cursor.rowcount)
 
 
 def discard(
-    subscription_ids: Sequence[UUID],
-    reason: str,
-    *,
-    pending_too: bool = False,
-    limit: int,
+    subscription_ids: Sequence[UUID], reason: str, *, pending_too: bool = False, limit: int
 ) -> int:
     """End what is held (and pending) as `discarded`, with the reason to be seen.
 
-    `limit` rows at a time; returns how many.
+    At most `limit` rows; returns how many.
     """
+    discarded = 0
     with connection.cursor() as cursor:
-        cursor.execute(
-            """
-            UPDATE deliveries_delivery
-            SET status = 'discarded', next_attempt_at = NULL, finished_at = now(),
-                last_error = %(reason)s
-            WHERE status IN ('held', 'pending') AND id = ANY(ARRAY(
-                SELECT id FROM deliveries_delivery
-                WHERE subscription_id = ANY(%(ids)s::uuid[])
-                    AND (status = 'held' OR (%(pending_too)s AND status = 'pending'))
-                ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-            ))
-            """,
-            {
-                "ids": list(subscription_ids),
-                "reason": reason,
-                "pending_too": pending_too,
-                "limit": limit,
-            },
-        )
-        return int(cursor.rowcount)
+        for status, rows in (("held", _HELD), ("pending", _PENDING)):
+            if status == "held" or pending_too:
+                cursor.execute(
+                    f"""
+                    UPDATE deliveries_delivery
+                    SET status = 'discarded', next_attempt_at = NULL, finished_at = now(),
+                        last_error = %(reason)s
+                    WHERE status = %(status)s AND id = ANY(ARRAY({rows}))
+                    """,
+                    {
+                        "ids": list(subscription_ids),
+                        "reason": reason,
+                        "status": status,
+                        "limit": limit - discarded,
+                    },
+                )
+                discarded += int(cursor.rowcount)
+    return discarded
 
 
 def discard_from_now_on(subscription_ids: Sequence[UUID]) -> None:
@@ -136,7 +148,7 @@ def discard_from_now_on(subscription_ids: Sequence[UUID]) -> None:
             WHERE subscription_id = ANY(%s::uuid[]) AND (
                 SELECT true FROM deliveries_delivery d
                 WHERE d.subscription_id = deliveries_lane.subscription_id AND d.status = 'held'
-                LIMIT 1
+                ORDER BY d.id LIMIT 1  -- by the index `delivery_held`
             )
             """,
             [ids],
@@ -169,10 +181,11 @@ def go_on_discarding(subscription_id: UUID, before: datetime) -> int:
             cursor.execute(
                 """
                 UPDATE deliveries_lane SET discard_before = NULL
-                WHERE subscription_id = %(id)s AND discard_before = %(before)s AND NOT EXISTS (
-                    SELECT 1 FROM deliveries_delivery
+                WHERE subscription_id = %(id)s AND discard_before = %(before)s AND (
+                    SELECT true FROM deliveries_delivery
                     WHERE subscription_id = %(id)s AND status = 'held' AND held_at <= %(before)s
-                )
+                    ORDER BY id LIMIT 1
+                ) IS NULL
                 """,
                 parameters,
             )

@@ -95,8 +95,12 @@ class Delivery(models.Model):
             # An event's deliveries. (The index that Django makes for a foreign key to a text
             # comes with a second one, for LIKE, which no query uses.)
             models.Index(fields=["event"], name="delivery_event"),
-            # A subscription's deliveries, newest first.
-            models.Index(fields=["subscription", "id"], name="delivery_of_subscription"),
+            # A subscription's deliveries, newest first. Only for queries that say `id > 0`, as
+            # operators' questions do: what sends deliveries must never read a subscription's
+            # history for its open ones, whatever the planner believes.
+            models.Index(
+                fields=["subscription", "id"], name="delivery_history", condition=Q(id__gt=0)
+            ),
             # Those that failed or were discarded, of all subscriptions and of one.
             models.Index(
                 fields=["status", "id"],

@@ -88,6 +88,11 @@ class ChosenSubscription(ChosenFilter):
     title = parameter_name = "subscription"
     field = "subscription_id"
 
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        chosen = super().queryset(request, queryset)
+        # True of all, and what the index `delivery_history` asks for.
+        return chosen if self.value() is None else chosen.filter(id__gt=0)
+
     def describe(self, value: str) -> str:
         try:
             return Subscription.objects.values_list("name", flat=True).get(pk=value)

@@ -232,3 +232,58 @@ def test_replaying(reads: Reads) -> None:
     delivery = Delivery.objects.get(event_id="filling-1")
     with reads():
         assert replay([delivery.pk])[1] == {delivery.pk}
+
+
+# One subscription's long history, made while all of it was pending, or held, and analysed then.
+OLD_STATISTICS = """
+ALTER TABLE deliveries_delivery SET (autovacuum_enabled = off);
+
+INSERT INTO deliveries_event (id, topic, type, body, created_at)
+SELECT 'old-' || n, 'old.one', '', '{{}}', now() FROM generate_series(1, 5000) n;
+
+INSERT INTO deliveries_delivery (
+    event_id, subscription_id, status, attempt_count, retries_used, last_error, created_at,
+    next_attempt_at, held_at
+)
+SELECT 'old-' || n, id, '{status}', 0, 0, '', now(),
+    CASE WHEN '{status}' = 'pending' THEN now() - n * interval '1 second' END, now()
+FROM subscriptions_subscription, generate_series(1, 5000) n;
+
+ANALYZE;
+
+UPDATE deliveries_delivery
+SET status = 'succeeded', finished_at = now(), next_attempt_at = NULL, held_at = NULL;
+"""
+
+
+@pytest.mark.parametrize("status", ["pending", "held"])
+def test_little_is_read_of_a_history_that_postgresql_believes_to_be_open(
+    status: str, receiver: Receiver, request: pytest.FixtureRequest
+) -> None:
+    """As after a long outage: what is known of the tables is from when all of it was waiting."""
+    with explaining() as plans:
+        send = request.getfixturevalue("send")
+        subscription = make_subscription(url=receiver.url)
+        with connection.cursor() as cursor:
+            cursor.execute(OLD_STATISTICS.format(status=status))
+            cursor.execute("VACUUM deliveries_delivery")
+        steps: list[Callable[[], object]] = [
+            lambda: publish("test.one", {}),
+            lambda: send(subscription),
+            sweep,
+            lambda: publish("test.one", {}),
+            lambda: circuit.pause([subscription.pk]),
+            sweep,
+            lambda: circuit.reset([subscription.pk]),
+            lambda: circuit.pause([subscription.pk]),
+            lambda: circuit.reset([subscription.pk], discard_held=True),
+            expire_held,
+            sweep,
+        ]
+        read = []
+        for step in steps:
+            with plans.watched():
+                step()
+            read.append(plans.rows_read)
+    assert max(read) < FEW, read
+    assert statuses(subscription) == {"succeeded": 5001, "discarded": 1}
