@@ -27,6 +27,8 @@ _broker_transport_options = {
     "socket_keepalive": True,
     "max_retries": 0,
     "retry_on_timeout": False,
+    # RabbitMQ only: one that blocks its publishers (a memory alarm) reads nothing any more.
+    "write_timeout": 0.5,
     # Redis only: no record in Redis of messages that a worker has taken and not yet begun. That
     # is four commands a message for what the sweep does anyway, should the worker die.
     "ack_emulation": False,

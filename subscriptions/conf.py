@@ -206,7 +206,9 @@ class WebhookSettings:
         86400.0, _seconds(0), "how long the old signing secret stays valid after a rotation"
     )
     fanout_chunk: int = _setting(
-        100, _whole(1, 10000), "an event that matches more subscriptions wakes this many a message"
+        100,
+        _whole(1, 10000),
+        "how many subscriptions one message wakes while Redis, where wake-ups gather, is away",
     )
     max_in_flight: int = _setting(
         10, _whole(1, 1000), "requests in flight to one subscription, unless it says otherwise"

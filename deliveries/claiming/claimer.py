@@ -37,6 +37,10 @@ MAX_LOCKED_DELAY = 1.0
 # How often a process that has no room looks whether it has, in seconds.
 NO_ROOM_PAUSE = 0.02
 
+# An id for which a wait lasted longer than this, in seconds, had no others beside it. Not to look
+# for others saves a round trip to Redis, 0.1 ms of processor time, for each of such events.
+ALONE = 0.002
+
 # A claim may wait for no disk: after a crash of PostgreSQL, what was in flight may be sent again.
 _SETTINGS = {"synchronous_commit": "off"}
 
@@ -124,11 +128,15 @@ class Claimer:
             wait = self._found_none
             # Redis takes no wait of less than a millisecond for one.
             seconds = wakeups.WAIT_SECONDS if timeout is None else max(0.001, timeout)
+            began = time.monotonic()
             found = self._listener.take(limit, wait=seconds if wait else 0)
             wakeups.redis_outage.end()
             if found:
-                self._found_none = False
-                self._listen_until = time.monotonic() + wakeups.LISTEN_SECONDS
+                now = time.monotonic()
+                self._listen_until = now + wakeups.LISTEN_SECONDS
+                # An id that had to be waited for came alone: so may the next one.
+                alone = wait and now - began > ALONE
+                self._found_none = alone and self._listener.bell_outlasts_a_wait()
             elif not wait:
                 self._found_none = True
             elif time.monotonic() > self._listen_until and self._listener.stop():

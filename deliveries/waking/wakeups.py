@@ -227,6 +227,7 @@ class Listener:
         self._queue = queue
         self._names = _names(queue)
         self._help_after = 0.0
+        self._rung_at = 0.0
 
     def take(self, limit: int, *, wait: float) -> list[str]:
         """Ids to claim, `limit` at most; with `wait`, after up to so many seconds for the first.
@@ -238,10 +239,15 @@ class Listener:
             found: Any = _waiting_client().bzpopmin(self._names[0], min(wait, WAIT_SECONDS))
             return [] if found is None else [found[1].decode()]
         arguments = [_milliseconds(BELL_SECONDS), min(limit, TAKEN_AT_ONCE)]
+        self._rung_at = time.monotonic()
         left, taken = _script(_TAKE)(self._names, arguments, client=client())
         if left:
             self._ask_for_help()
         return [member.decode() for member in taken[::2]]
+
+    def bell_outlasts_a_wait(self) -> bool:
+        """Whether the bell stays up for another wait, without being rung again."""
+        return time.monotonic() - self._rung_at < 0.9 * (BELL_SECONDS - WAIT_SECONDS)
 
     def stop(self) -> bool:
         """Take the bell down, if nothing is due; whether it was. Raises `redis.RedisError`."""

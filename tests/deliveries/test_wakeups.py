@@ -165,3 +165,27 @@ def test_a_wake_up_waits_for_a_silent_redis_a_moment_and_the_next_not_at_all(
                 cached.cache_clear()
     assert 0.2 < first < 3
     assert second < 0.2
+
+
+def test_a_rabbitmq_that_reads_nothing_any_more_is_an_error_within_a_second() -> None:
+    """As with a memory alarm: it blocks its publishers by not reading."""
+    import socket
+
+    from amqp.transport import TCPTransport
+
+    from deliveries import celeryconfig
+
+    timeout = celeryconfig.broker_transport_options["write_timeout"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        transport = TCPTransport(
+            f"127.0.0.1:{silent.getsockname()[1]}", connect_timeout=5, write_timeout=timeout
+        )
+        transport.connect()
+        began = time.monotonic()
+        try:
+            with pytest.raises(wakeups._BROKER_AWAY):
+                for _ in range(1000):
+                    transport.write(b"x" * 65536)
+        finally:
+            transport.close()
+    assert time.monotonic() - began < 5
