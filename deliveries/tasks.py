@@ -18,7 +18,7 @@ from deliveries.sending import pools  # noqa: F401 - connects its signal
 from deliveries.sending.sender import sender
 from deliveries.waking.queues import DELIVER, TASK
 from subscriptions.conf import conf
-from subscriptions.database import AWAY
+from subscriptions.database import DATABASE_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def sweep() -> None:
         return
     try:
         sweep_once()
-    except AWAY as error:
+    except DATABASE_ERRORS as error:
         logger.warning("no sweep this time, the database is away: %s", error)
     finally:
         _sweeping.release()
@@ -65,7 +65,7 @@ def housekeeping() -> None:
     try:
         expire_held()
         prune()
-    except AWAY as error:
+    except DATABASE_ERRORS as error:
         logger.warning("no housekeeping this time, the database is away: %s", error)
 
 

@@ -29,7 +29,7 @@ from subscriptions.conf import conf
 
 # What Django raises when the database is unreachable, restarting, or (InternalError) read-only for
 # a while.
-AWAY = (OperationalError, InterfaceError, InternalError)
+DATABASE_ERRORS = (OperationalError, InterfaceError, InternalError)
 
 # What claims and settlements need, and others that use a connection must not have.
 #

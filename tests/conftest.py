@@ -22,8 +22,8 @@ from django.conf import settings
 from webhooks_project import engines
 
 # The same examples each time, and no deadline: a busy machine is no bug.
-hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("house")
+hypothesis.settings.register_profile("project", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("project")
 
 Answer = TypeVar("Answer")
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,7 +25,12 @@ from deliveries.stage import Stage
 from deliveries.values import ClaimedLane
 from deliveries.waking import wakeups
 from deliveries.waking.queues import DELIVER, RECOVER
-from subscriptions.database import AWAY, close_own_connection, use_own_connection, worker_cursor
+from subscriptions.database import (
+    DATABASE_ERRORS,
+    close_own_connection,
+    use_own_connection,
+    worker_cursor,
+)
 from subscriptions.secrets import crypto
 
 logger = logging.getLogger(__name__)
@@ -160,7 +165,7 @@ class Claimer:
     def _claim_safely(self, ids: list[UUID]) -> None:
         try:
             self._claim(ids)
-        except AWAY as error:
+        except DATABASE_ERRORS as error:
             close_own_connection()
             logger.warning("nothing can be claimed now; the sweep will wake again: %s", error)
         except Exception:
@@ -228,7 +233,7 @@ class Claimer:
         try:
             with worker_cursor() as cursor:
                 again, locked = release(cursor, [subscription_id], token)
-        except AWAY as error:
+        except DATABASE_ERRORS as error:
             logger.warning("the lane %s stays claimed for a lease: %s", subscription_id, error)
             return
         finally:

@@ -46,9 +46,9 @@ class Claim:
     `lanes`: to be sent for. `unsendable`: lanes that were taken, of which nothing can be signed;
     to be released with a backoff. `failing`: lanes that belong to the queue `recover`. `again`:
     lanes on which nothing was due, and for which a wake-up came while this claim held them.
-    `locked`: somebody else has locked the lane; to be claimed a little later. `unreleased`: lanes
-    with nothing to send that somebody locked before this claim could release them; to be released
-    a little later.
+    `locked`: another transaction has locked the lane; to be claimed a little later. `unreleased`:
+    lanes with nothing to send that another transaction locked before this claim could release
+    them; to be released a little later.
     """
 
     lanes: list[ClaimedLane] = field(default_factory=list)
@@ -112,7 +112,7 @@ def claim(
             # What was taken is committed already. If the database is away, the leases run out.
             taken = [row.subscription_id for row in rows if row.taken]
             claimed = {key for row in rows for key in row.ids or ()}
-            claimed |= {one.id for lane in lanes.values() for one in lane.deliveries}
+            claimed |= {delivery.id for lane in lanes.values() for delivery in lane.deliveries}
             for lane in lanes.values():
                 forget_bodies(lane.deliveries, memory)
             with contextlib.suppress(Exception):
@@ -132,8 +132,8 @@ def release(
 ) -> tuple[list[uuid.UUID], list[uuid.UUID]]:
     """Release lanes that the claim of this token holds, and of which nothing is sent.
 
-    Returns those for which a wake-up came meanwhile, and those that somebody has locked: these
-    are not waited for. With `backoff`, in seconds, they are not claimed again before.
+    Returns those for which a wake-up came meanwhile, and those that another transaction has
+    locked: these are not waited for. With `backoff`, in seconds, they are not claimed again before.
     """
     cursor.execute(
         RELEASE,

@@ -1,8 +1,8 @@
 """The statements of claiming, each with its locks and indexes.
 
 All leases are by the database's clock. Locks are taken in the order subscriptions, lanes,
-deliveries, each in the order of their ids. No statement waits for a row: what somebody else has
-locked is skipped and said to be locked, and the caller asks again a little later.
+deliveries, each in the order of their ids. No statement waits for a row: what another transaction
+has locked is skipped and said to be locked, and the caller asks again a little later.
 
 Indexes: the primary keys; `delivery_due` (subscription, next_attempt_at, id; pending rows only)
 gives each lane's rows in their order, and `delivery_held` (subscription, id; held rows only) the
@@ -187,7 +187,7 @@ WITH picked AS MATERIALIZED (
 
 # Releases lanes of which nothing is sent, and what was claimed on them, if this claim still holds
 # them. `backoff`: seconds until they are worth claiming again. Returns those for which a wake-up
-# came meanwhile, and those that somebody has locked.
+# came meanwhile, and those that another transaction has locked.
 RELEASE = Statement("""
 WITH mine AS MATERIALIZED (
     SELECT subscription_id, wake_again FROM deliveries_lane

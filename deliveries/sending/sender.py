@@ -35,7 +35,7 @@ from deliveries.values import ClaimedDelivery, ClaimedLane, LaneEnd, Result
 from deliveries.waking import wakeups
 from subscriptions import signals
 from subscriptions.conf import conf
-from subscriptions.database import AWAY, close_own_connection, use_own_connection
+from subscriptions.database import DATABASE_ERRORS, close_own_connection, use_own_connection
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ class Sender:
                     [item.end for item in batch if item.end is not None],
                     repeated=repeated,
                 )
-            except AWAY as error:
+            except DATABASE_ERRORS as error:
                 close_own_connection()
                 if time.monotonic() > min(item.give_up_at for item in batch):
                     logger.error("%d results could not be recorded: %s", len(batch), error)

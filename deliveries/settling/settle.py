@@ -30,7 +30,7 @@ from deliveries.settling.statements import (
 from deliveries.values import LaneEnd, Result
 from subscriptions import circuit, signals
 from subscriptions.circuit import fuse
-from subscriptions.database import AWAY, WorkerCursor, as_array, worker_cursor
+from subscriptions.database import DATABASE_ERRORS, WorkerCursor, as_array, worker_cursor
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Settled:
     `wake_again`: released lanes for which a wake-up came meanwhile. `tripped`: circuits that
     tripped. `given_up`: deliveries of which nothing can be written; they are sent again.
     `locked_results` (delivery ids) and `locked_ends` (subscription ids): not written, because
-    somebody has locked their rows; to be offered again a little later.
+    another transaction has locked their rows; to be offered again a little later.
     """
 
     wake_again: set[UUID] = field(default_factory=set)
@@ -68,17 +68,19 @@ def settle(
 
     A row that cannot be written never fails the others: the batch is then settled one by one,
     and the bad one ends as failed, with the reason. Raises what the database raises when it is
-    away (`AWAY`); the same call may be made again then, and counts nothing twice.
+    away (`DATABASE_ERRORS`); the same call may be made again then, and counts nothing twice.
     """
-    troubled = {
-        one.lane.subscription_id
-        for one in results
-        if repeated or one.judged.outcome.verdict is not Verdict.SUCCESS or one.lane.probe
+    failing = {
+        result.lane.subscription_id
+        for result in results
+        if repeated or result.judged.outcome.verdict is not Verdict.SUCCESS or result.lane.probe
     }
     settled = Settled()
     for plain in (True, False):
-        some = [one for one in results if (one.lane.subscription_id in troubled) is not plain]
-        some_ends = [one for one in ends if (one.lane.subscription_id in troubled) is not plain]
+        some = [
+            result for result in results if (result.lane.subscription_id in failing) is not plain
+        ]
+        some_ends = [end for end in ends if (end.lane.subscription_id in failing) is not plain]
         if some or some_ends:
             settled.add(_settle_safely(some, some_ends, _settle_plain if plain else _settle_all))
     return settled
@@ -87,7 +89,7 @@ def settle(
 def _settle_safely(results: Sequence[Result], ends: Sequence[LaneEnd], write: Any) -> Settled:
     try:
         return write(results, ends)  # type: ignore[no-any-return]
-    except AWAY:
+    except DATABASE_ERRORS:
         raise
     except Exception:
         logger.exception("A result could not be written; settling %d singly.", len(results))
@@ -95,19 +97,19 @@ def _settle_safely(results: Sequence[Result], ends: Sequence[LaneEnd], write: An
     for result in results:
         try:
             settled.add(write([result], []))
-        except AWAY:
+        except DATABASE_ERRORS:
             raise
         except Exception as error:
             try:
                 settled.add(write([_unwritable(result, error)], []))
-            except AWAY:
+            except DATABASE_ERRORS:
                 raise
             except Exception:
                 logger.exception("Nothing can be written of delivery %d.", result.delivery.id)
                 settled.given_up.add(result.delivery.id)
-    unsettled = {one.lane.subscription_id for one in results if _is_locked(one, settled)}
-    settled.add(write([], [one for one in ends if one.lane.subscription_id not in unsettled]))
-    settled.locked_ends |= unsettled & {one.lane.subscription_id for one in ends}
+    unsettled = {result.lane.subscription_id for result in results if _is_locked(result, settled)}
+    settled.add(write([], [end for end in ends if end.lane.subscription_id not in unsettled]))
+    settled.locked_ends |= unsettled & {end.lane.subscription_id for end in ends}
     return settled
 
 
@@ -130,11 +132,11 @@ def _unwritable(result: Result, error: Exception) -> Result:
 def _settle_plain(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
     """Nothing but successes, of which no circuit trips: one statement, which commits by itself."""
     lanes = {}
-    for lane in sorted((one.lane for one in results), key=lambda lane: lane.epoch):
+    for lane in sorted((result.lane for result in results), key=lambda lane: lane.epoch):
         # The highest epoch comes last and wins; older ones count for nothing anyway.
         lanes[lane.subscription_id] = lane.epoch
     with worker_cursor() as cursor:
-        settled, recovered_at = _write(cursor, results, ends, well=lanes)
+        settled, recovered_at = _write(cursor, results, ends, healthy=lanes)
     if recovered_at is not None:
         # By another thread: a process that trips a circuit holds the lock on the fuse's row, and
         # the successes are written already.
@@ -144,32 +146,32 @@ def _settle_plain(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled
 
 def _settle_all(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
     """The circuits first: what trips is held. All of it or nothing."""
-    wanted = {one.lane.subscription_id for one in results}
+    wanted = {result.lane.subscription_id for result in results}
     with transaction.atomic(), worker_cursor() as cursor:
         locked = _lock(cursor, wanted)
-        writable = [one for one in results if one.lane.subscription_id not in locked]
+        writable = [result for result in results if result.lane.subscription_id not in locked]
         recorded = _record_attempts(cursor, writable)
-        tripped = _tell_circuits(
-            [one for one in writable if (one.delivery.id, _number(one)) in recorded]
+        tripped = _count_for_circuits(
+            [result for result in writable if (result.delivery.id, _number(result)) in recorded]
         )
         settled, _ = _write(
             cursor,
             writable,
-            [one for one in ends if one.lane.subscription_id not in locked],
+            [end for end in ends if end.lane.subscription_id not in locked],
             tripped=tripped,
         )
         if tripped:
             hold(list(tripped))
     settled.tripped = tripped
     settled.locked_results |= {
-        one.delivery.id for one in results if one.lane.subscription_id in locked
+        result.delivery.id for result in results if result.lane.subscription_id in locked
     }
-    settled.locked_ends |= locked & {one.lane.subscription_id for one in ends}
+    settled.locked_ends |= locked & {end.lane.subscription_id for end in ends}
     return settled
 
 
 def _lock(cursor: Any, subscription_ids: Collection[UUID]) -> set[UUID]:
-    """Lock these subscriptions; returns those that somebody else has locked."""
+    """Lock these subscriptions; returns those that another transaction has locked."""
     cursor.execute(LOCK_SUBSCRIPTIONS, {"ids": list(subscription_ids)})
     missing = set(subscription_ids) - {row[0] for row in cursor.fetchall()}
     if not missing:
@@ -181,39 +183,43 @@ def _lock(cursor: Any, subscription_ids: Collection[UUID]) -> set[UUID]:
 def _record_attempts(cursor: Any, results: Sequence[Result]) -> set[tuple[int, int]]:
     if not results:
         return set()
-    cursor.execute(RECORD_ATTEMPTS, {"results": json.dumps([_row(one, ()) for one in results])})
+    cursor.execute(
+        RECORD_ATTEMPTS, {"results": json.dumps([_row(result, ()) for result in results])}
+    )
     return set(cursor.fetchall())
 
 
-def _tell_circuits(results: Sequence[Result]) -> set[UUID]:
-    """Tell the circuits what came of their requests; returns those that tripped."""
+def _count_for_circuits(results: Sequence[Result]) -> set[UUID]:
+    """Have the circuits count these results; returns those that tripped."""
     reports: dict[UUID, circuit.Report] = {}
-    in_order = sorted(results, key=lambda one: (one.lane.subscription_id, one.lane.epoch))
+    in_order = sorted(results, key=lambda result: (result.lane.subscription_id, result.lane.epoch))
     for (subscription_id, epoch), group in groupby(
-        in_order, key=lambda one: (one.lane.subscription_id, one.lane.epoch)
+        in_order, key=lambda result: (result.lane.subscription_id, result.lane.epoch)
     ):
         batch = list(group)
         if batch[0].lane.probe:
-            _tell_of_probe(batch[0])
+            _count_probe(batch[0])
             continue
-        failed = [one for one in batch if one.judged.outcome.verdict is not Verdict.SUCCESS]
+        failed = [
+            result for result in batch if result.judged.outcome.verdict is not Verdict.SUCCESS
+        ]
         # The highest epoch comes last and wins; older ones count for nothing anyway.
         reports[subscription_id] = circuit.Report(
             subscription_id,
             epoch,
             circuit.tally(
-                (one.next.result for one in batch),
-                gone=any(one.judged.outcome.verdict is Verdict.GONE for one in batch),
+                (result.next.result for result in batch),
+                gone=any(result.judged.outcome.verdict is Verdict.GONE for result in batch),
             ),
             error=failed[-1].judged.error if failed else "",
             failed=bool(failed),
             network=_by_network(failed),
-            answered=any(one.judged.status_code is not None for one in batch),
+            answered=any(result.judged.status_code is not None for result in batch),
         )
     return set(circuit.record(list(reports.values())))
 
 
-def _tell_of_probe(result: Result) -> None:
+def _count_probe(result: Result) -> None:
     lane = result.lane
     if result.judged.outcome.verdict is Verdict.SUCCESS:
         circuit.reset([lane.subscription_id], epoch=lane.epoch)
@@ -229,7 +235,7 @@ def _tell_of_probe(result: Result) -> None:
 
 def _by_network(failed: Sequence[Result]) -> bool:
     """Whether the last of these failures that was the receiver's may be our network's as well."""
-    codes = [one.judged.code for one in failed if one.judged.code not in OWN_FAULTS]
+    codes = [result.judged.code for result in failed if result.judged.code not in OWN_FAULTS]
     return bool(codes) and codes[-1] in NETWORK_FAULTS
 
 
@@ -239,18 +245,18 @@ def _write(
     ends: Sequence[LaneEnd],
     *,
     tripped: Collection[UUID] = (),
-    well: dict[UUID, int] | None = None,
+    healthy: dict[UUID, int] | None = None,
 ) -> tuple[Settled, Any]:
-    """One statement for all; `well` are circuits that hear of nothing but successes."""
-    well = well or {}
+    """One statement for all; `healthy` are circuits with nothing but successes in it."""
+    healthy = healthy or {}
     cursor.execute(
         SETTLE,
         {
             # A text is made six times as quickly as an array.
-            "well": as_array(well),
-            "well_epochs": as_array(well.values()),
-            "ends": json.dumps([_end_row(one) for one in ends]),
-            "results": json.dumps([_row(one, tripped) for one in results]),
+            "healthy": as_array(healthy),
+            "healthy_epochs": as_array(healthy.values()),
+            "ends": json.dumps([_end_row(end) for end in ends]),
+            "results": json.dumps([_row(result, tripped) for result in results]),
             "unsent": as_array(delivery.id for end in ends for delivery in end.unsent),
             "leases": as_array(f'"{end.lane.lease}"' for end in ends for _ in end.unsent),
         },
@@ -308,8 +314,8 @@ def _end_row(end: LaneEnd) -> dict[str, Any]:
 def unsettled(
     settled: Settled, results: Iterable[Result], ends: Iterable[LaneEnd]
 ) -> tuple[list[Result], list[LaneEnd]]:
-    """What is to be offered again, because somebody has locked its rows."""
+    """What is to be offered again, because another transaction has locked its rows."""
     return (
-        [one for one in results if one.delivery.id in settled.locked_results],
-        [one for one in ends if one.lane.subscription_id in settled.locked_ends],
+        [result for result in results if result.delivery.id in settled.locked_results],
+        [end for end in ends if end.lane.subscription_id in settled.locked_ends],
     )

@@ -1,9 +1,9 @@
 """The statements of settling, each with its locks and indexes.
 
-No statement waits for a row. What somebody else has locked is skipped, all of its subscription
-with it, and said to be locked; the caller offers it again a little later. So nothing here can be
-part of a deadlock, and one subscription's row, held by an operator's open transaction, holds up
-none of the others in the same batch. All rows are found by primary keys; attempts by
+No statement waits for a row. What another transaction has locked is skipped, all of its
+subscription with it, and said to be locked; the caller offers it again a little later. So nothing
+here can be part of a deadlock, and one subscription's row, held by an operator's open transaction,
+holds up none of the others in the same batch. All rows are found by primary keys; attempts by
 `attempt_number` (delivery, number).
 
 What is written comes as JSON: PostgreSQL reads it as quickly as arrays, and Python makes it six
@@ -57,7 +57,7 @@ RETURNING delivery_id, number
 # other result counts only while this claim's lease is the delivery's: later claims know better.
 # What was held or discarded while its request was in flight stays so.
 #
-# The circuits of `well` have nothing but successes in this batch. A success of a healthy
+# The circuits of `healthy` have nothing but successes in this batch. A success of a healthy
 # subscription is written at most once a second: a row that changes thousands of times a second
 # would be all that the database does. `recovered` says that the fuse is to be reset. `stuck` are
 # those that have to count it and are locked.
@@ -66,17 +66,17 @@ RETURNING delivery_id, number
 # URL, is forgotten, and what was claimed and not sent is given back. No lane is released before
 # its results are written.
 SETTLE = Statement(f"""
-WITH told AS MATERIALIZED (
+WITH counting AS MATERIALIZED (
     SELECT s.id, r.epoch
-    FROM unnest(%(well)s::text::uuid[], %(well_epochs)s::text::bigint[]) AS r (id, epoch)
+    FROM unnest(%(healthy)s::text::uuid[], %(healthy_epochs)s::text::bigint[]) AS r (id, epoch)
     JOIN subscriptions_subscription s ON s.id = r.id
     WHERE s.circuit_epoch = r.epoch AND s.enabled AND (
         s.consecutive_failures > 0 OR s.last_error <> ''
         OR s.last_success_at IS NULL OR s.last_success_at < now() - interval '1 second'
     )
 ), succeeding AS MATERIALIZED (
-    SELECT s.id, told.epoch, s.failing_by_network AS recovered
-    FROM told JOIN subscriptions_subscription s ON s.id = told.id
+    SELECT s.id, counting.epoch, s.failing_by_network AS recovered
+    FROM counting JOIN subscriptions_subscription s ON s.id = counting.id
     ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED
 ), counted AS (
     UPDATE subscriptions_subscription s SET
@@ -85,7 +85,7 @@ WITH told AS MATERIALIZED (
     FROM succeeding r WHERE s.id = r.id AND s.enabled AND s.circuit_epoch = r.epoch
     RETURNING r.recovered
 ), stuck AS MATERIALIZED (
-    SELECT id FROM told WHERE id NOT IN (SELECT id FROM succeeding)
+    SELECT id FROM counting WHERE id NOT IN (SELECT id FROM succeeding)
 ), {_RESULT}, unlocked AS MATERIALIZED (
     SELECT id FROM deliveries_delivery
     WHERE id = ANY(ARRAY(SELECT id FROM result))

@@ -21,10 +21,10 @@ from webhooks_project.child import as_child
 
 ROOT = Path(__file__).resolve().parents[2]
 # Everything a test may wait for has happened long before; only a failure waits this long.
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
-def eventually(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> None:
+def eventually(condition: Callable[[], Any], what: str, timeout: float = TIMEOUT) -> None:
     """Wait until `condition` holds; fail with `what` was waited for."""
     deadline = time.monotonic() + timeout
     while not condition():

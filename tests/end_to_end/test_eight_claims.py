@@ -15,7 +15,7 @@ from django.db import IntegrityError, connection
 from deliveries import publish
 from deliveries.models import Attempt, Delivery
 from subscriptions.models import Subscription
-from tests.end_to_end.conftest import PATIENCE, Workers, eventually
+from tests.end_to_end.conftest import TIMEOUT, Workers, eventually
 from tests.factories import make_subscription_with_secret, statuses
 from webhooks_project.receiver import Answer, Received, Receiver
 
@@ -54,7 +54,7 @@ def test_a_matching_event_produces_one_signed_post(workers: Workers, receiver: R
     subscription, secret = subscribe(receiver, headers={"X-Team": "blue"})
     workers.worker()
     event = publish("order.created", {"id": 42, "name": "Zoë"}, event_type="created")
-    assert receiver.wait_for(1, PATIENCE)
+    assert receiver.wait_for(1, TIMEOUT)
     eventually(lambda: statuses(subscription) == {"succeeded": 1}, "the delivery being settled")
     [received] = receiver.received
     assert received.body == event.body
@@ -81,7 +81,7 @@ def test_both_independent_libraries_accept_the_signature(
     new = subscription.rotate_secret()
     workers.worker()
     publish("order.created", {"id": 1})
-    assert receiver.wait_for(1, PATIENCE)
+    assert receiver.wait_for(1, TIMEOUT)
     [received] = receiver.received
     for secret in (old, new):
         for library in (standardwebhooks.Webhook, svix.Webhook):
@@ -99,7 +99,7 @@ def test_an_event_outside_the_patterns_produces_nothing(
     publish("order.line.added", {})
     publish("invoice.created", {})
     publish("order.last", {})
-    assert receiver.wait_for(lambda seen: any(one.topic == "order.last" for one in seen), PATIENCE)
+    assert receiver.wait_for(lambda seen: any(one.topic == "order.last" for one in seen), TIMEOUT)
     assert [one.topic for one in receiver.received] == ["order.last"]
     assert Delivery.objects.count() == 1
 
@@ -112,7 +112,7 @@ def test_a_503_is_retried_with_growing_delays_and_recorded_as_one_failure(
     planned = (0.2, 0.8, 2.4)
     workers.worker(quick_retries=",".join(map(str, planned)))
     publish("order.created", {})
-    assert receiver.wait_for(4, PATIENCE)
+    assert receiver.wait_for(4, TIMEOUT)
     eventually(lambda: Attempt.objects.count() == 4, "four attempts")
     arrivals = [one.at for one in receiver.received]
     delays = [after - before for before, after in itertools.pairwise(arrivals)]
@@ -164,17 +164,17 @@ def test_a_subscription_made_or_changed_is_honoured_by_the_very_next_event(
     with Receiver() as elsewhere:
         subscription, _ = subscribe(receiver, "order.created")
         publish("order.created", {"n": 1})
-        assert receiver.wait_for(1, PATIENCE)
+        assert receiver.wait_for(1, TIMEOUT)
         subscription.topic_patterns = ["order.shipped"]
         subscription.save()
         publish("order.created", {"n": 2})
         publish("order.shipped", {"n": 3})
-        assert receiver.wait_for(2, PATIENCE)
+        assert receiver.wait_for(2, TIMEOUT)
         subscription.url = elsewhere.url
         secret = subscription.rotate_secret(overlap=0)
         subscription.save()
         publish("order.shipped", {"n": 4})
-        assert elsewhere.wait_for(1, PATIENCE)
+        assert elsewhere.wait_for(1, TIMEOUT)
         eventually(lambda: statuses(subscription) == {"succeeded": 3}, "three deliveries")
         assert [json.loads(one.body)["payload"]["n"] for one in receiver.received] == [1, 3]
         [last] = elsewhere.received
@@ -209,7 +209,7 @@ def test_pausing_and_resuming_is_harmless(workers: Workers, receiver: Receiver) 
     subscription, _ = subscribe(receiver)
     workers.worker()
     publish("order.before", {})
-    assert receiver.wait_for(1, PATIENCE)
+    assert receiver.wait_for(1, TIMEOUT)
     eventually(lambda: statuses(subscription) == {"succeeded": 1}, "the first delivery")
     subscription.refresh_from_db()
     for enabled in (False, True):
@@ -221,7 +221,7 @@ def test_pausing_and_resuming_is_harmless(workers: Workers, receiver: Receiver) 
             assert subscription.state == "paused"
             publish("order.meanwhile", {})
     publish("order.after", {})
-    assert receiver.wait_for(2, PATIENCE)
+    assert receiver.wait_for(2, TIMEOUT)
     eventually(lambda: statuses(subscription) == {"succeeded": 2}, "the last delivery")
     assert [one.topic for one in receiver.received] == ["order.before", "order.after"]
 
@@ -238,5 +238,5 @@ def test_bad_stored_patterns_disable_nothing_but_themselves(
             cursor.execute(update, ['{"not": "a list"}', good.pk])
     workers.worker()
     publish("order.created", {})
-    assert receiver.wait_for(2, PATIENCE)
+    assert receiver.wait_for(2, TIMEOUT)
     eventually(lambda: statuses(good) == statuses(mixed) == {"succeeded": 1}, "both good ones")

@@ -17,7 +17,7 @@ from deliveries import NewEvent, publish, publish_many
 from deliveries.models import Attempt, Delivery
 from subscriptions.models import Subscription
 from tests.conftest import empty_redis
-from tests.end_to_end.conftest import PATIENCE, Workers, eventually
+from tests.end_to_end.conftest import TIMEOUT, Workers, eventually
 from tests.factories import make_subscription
 from webhooks_project.receiver import Receiver
 
@@ -74,7 +74,7 @@ def test_a_worker_killed_in_the_middle_of_a_thousand_deliveries_loses_none(
     short = {"request_timeout": "1", "time_slice": "1"}
     first = workers.worker(**short)
     event_ids = publish_all()
-    assert receiver.wait_for(EVENTS, PATIENCE)
+    assert receiver.wait_for(EVENTS, TIMEOUT)
     workers.kill(first)
     at_death = len(receiver.received)
     assert at_death < EVENTS * SUBSCRIPTIONS, "the worker was done before it could be killed"
@@ -115,7 +115,7 @@ def test_a_database_that_is_away_and_comes_back_loses_nothing_and_trips_nothing(
     workers.worker()
     workers.beat()
     event_ids = publish_all()
-    assert receiver.wait_for(EVENTS, PATIENCE)
+    assert receiver.wait_for(EVENTS, TIMEOUT)
     name = connection.settings_dict["NAME"]
     host = connection.settings_dict["HOST"]
     connection.close()
