@@ -87,8 +87,9 @@ class Plans:
                 )
             )
         answered = execute(sql, params, many, context)
-        if self.watching and not named:
-            # This connection's statistics are written down when its transaction ends.
+        if not named:
+            # This connection's statistics are written down when its transaction ends: also those
+            # of before the block, which must not count in it.
             context["cursor"].cursor.connection.execute("SELECT pg_stat_force_next_flush()")
         return answered
 

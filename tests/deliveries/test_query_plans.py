@@ -107,8 +107,8 @@ def plans(filled: None) -> Iterator[Plans]:
         yield made
 
 
-# Tens of rows are read for one delivery; reading a large table from end to end is 30,000 of them.
-FEW = 100
+# Tens of rows are read for one delivery; a table read from end to end has thousands of them.
+FEW = 300
 # The sweep and housekeeping may read what there is once for each subscription.
 ALL_SUBSCRIPTIONS = 10_000
 
