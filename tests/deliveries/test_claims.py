@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from django.utils import timezone
 
 from deliveries import NewEvent, publish, publish_many
 from deliveries.claiming import claims
@@ -52,6 +53,21 @@ def test_a_wake_up_is_not_lost_on_a_claim_that_finds_nothing_and_is_about_to_rel
     sender.serve([subscription.pk], recovering=False)
     assert len(released) == 1
     assert statuses(subscription) == {"succeeded": 2}
+
+
+def test_a_lane_that_another_process_holds_is_not_taken(ordered: list[object]) -> None:
+    subscription = make_subscription()
+
+    def claimed() -> int:
+        publish("test.one", {})
+        token = uuid.uuid4()
+        found = claim([subscription.pk], BodyMemory(2**20), str, token=token, failing_too=True)
+        return len(found.lanes)
+
+    assert claimed() == 1
+    assert claimed() == 0, "until its lease is over"
+    Lane.objects.update(lease_until=timezone.now())
+    assert claimed() == 1
 
 
 def test_a_lane_with_nothing_due_is_not_even_taken(sender: Sender, receiver: Receiver) -> None:

@@ -24,7 +24,10 @@ from pathlib import Path
 from tests.faults import report
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("deliveries", "subscriptions", "tests", "webhooks_project", "manage.py", "pyproject.toml")
+COPIED = (
+    *("deliveries", "subscriptions", "tests", "webhooks_project"),
+    *("manage.py", "pyproject.toml", "requirements.txt"),
+)
 PLAIN = "tests.settings"
 FAULTS = "tests.faults.settings"
 # Of one test, in seconds; one that hangs without its guard has failed too.
@@ -63,11 +66,10 @@ GUARDS = (
     Guard(
         "lease",
         "a lane that another task holds is taken all the same",
-        "deliveries/claiming/claims.py",
+        "deliveries/claiming/statements.py",
         "(lane.lease_until IS NULL OR lane.lease_until < now())",
         "(true)",
-        "tests/deliveries/test_sending.py::"
-        "test_twenty_tasks_for_one_subscription_send_each_event_once",
+        "tests/deliveries/test_claims.py::test_a_lane_that_another_process_holds_is_not_taken",
     ),
     Guard(
         "epoch",
@@ -81,7 +83,7 @@ GUARDS = (
     Guard(
         "`SKIP LOCKED`",
         "a claim waits for a delivery that somebody else has locked",
-        "deliveries/claiming/claims.py",
+        "deliveries/claiming/statements.py",
         "        FOR UPDATE SKIP LOCKED\n",
         "        FOR UPDATE\n",
         "tests/faults/test_postgresql.py::test_a_locked_delivery_holds_up_no_other",
@@ -89,22 +91,21 @@ GUARDS = (
         settings=FAULTS,
     ),
     Guard(
-        "wake-up flag, raised",
-        "each publish sends a message, whether one is waiting or not",
+        "bell, rung once",
+        "each publish sends a message, whether one is under way or not",
         "deliveries/waking/wakeups.py",
-        "name, 1, 'NX', 'PX'",
-        "name, 1, 'PX'",
-        "tests/deliveries/test_costs.py::"
-        "test_a_subscription_whose_wake_up_waits_gets_no_second_one",
+        "KEYS[2], 1, 'NX', 'PX'",
+        "KEYS[2], 1, 'PX'",
+        "tests/deliveries/test_wakeups.py::"
+        "test_an_idle_system_gets_a_message_and_a_busy_one_shares_it",
     ),
     Guard(
-        "wake-up flag, lowered",
-        "the flag outlives its message: who publishes after a claim wakes nobody",
-        "deliveries/sending/worker.py",
-        "wakeups.lower_flags(list(runs), RECOVER if recovering else DELIVER)",
-        "pass",
-        "tests/faults/test_broker.py::test_the_second_event_waits_for_no_flag",
-        settings=FAULTS,
+        "bell, taken down",
+        "the bell outlives the process that listened: a publisher after it wakes nobody",
+        "deliveries/waking/wakeups.py",
+        "redis.call('DEL', KEYS[2])\nreturn 1",
+        "return 1",
+        "tests/deliveries/test_wakeups.py::test_a_listener_that_stops_leaves_nothing_behind",
     ),
     Guard(
         "deadline",
