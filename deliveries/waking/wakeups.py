@@ -56,7 +56,7 @@ REDIS_TIMEOUT = 0.3
 ADDED_AT_ONCE = 1000
 TAKEN_AT_ONCE = 200
 
-_BROKER_AWAY = (
+_BROKER_ERRORS = (
     kombu.exceptions.OperationalError,
     redis.RedisError,
     OSError,
@@ -213,7 +213,7 @@ def _send(ids: Sequence[str], queue: str) -> bool:
     try:
         with current_app.producer_or_acquire() as producer:
             current_app.send_task(TASK, (list(ids),), queue=queue, producer=producer)
-    except _BROKER_AWAY as error:
+    except _BROKER_ERRORS as error:
         broker_outage.begin(error)
         return False
     broker_outage.end()
