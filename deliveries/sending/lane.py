@@ -13,12 +13,13 @@ from deliveries.judging.response import Judged
 from deliveries.values import ClaimedDelivery, ClaimedLane, LaneEnd, Result
 
 
-class Lane:
+class OpenLane:
     """What is known of one claim's lane while it is sent for. Used by one thread.
 
     `begin_until`: after this, by the monotonic clock, the lane begins no request any more: then
     a new claim looks again whether the subscription is still enabled, and still at the same
-    address with the same secrets. `max_backoff`: the longest backoff of the lane, in seconds.
+    address with the same secrets. `start_by`: a request that has not been started then is
+    given back. `max_backoff`: the longest backoff of the lane, in seconds.
     """
 
     __slots__ = (
@@ -38,6 +39,7 @@ class Lane:
         "claimed",
         "in_flight",
         "recovering",
+        "start_by",
     )
 
     def __init__(
@@ -47,6 +49,7 @@ class Lane:
         *,
         recovering: bool,
         begin_until: float,
+        start_by: float,
         max_backoff: float,
     ) -> None:
         self.claimed = claimed
@@ -54,6 +57,7 @@ class Lane:
         self.in_flight = 0
         self._schedule = schedule
         self._begin_until = begin_until
+        self.start_by = start_by
         self._max_backoff = max_backoff
         self._queue = deque(claimed.deliveries)
         self._window = claimed.window

@@ -26,7 +26,7 @@ from deliveries.claiming.memory import BodyMemory
 from deliveries.judging.policy import NO_EVENT, Schedule
 from deliveries.judging.response import Judged, broken, judge_response, unsendable
 from deliveries.progress import Progress
-from deliveries.sending.lane import Lane
+from deliveries.sending.lane import OpenLane
 from deliveries.sending.request import signed_post
 from deliveries.settling.settle import Settled, settle, unsettled
 from deliveries.stage import Stage
@@ -59,7 +59,7 @@ MAX_LOCKED_DELAY = 2.0
 class _Settlement:
     """What the settle stage writes of a lane: a result, its end, or both."""
 
-    lane: Lane
+    lane: OpenLane
     result: Result | None
     end: LaneEnd | None
     give_up_at: float = 0.0
@@ -134,16 +134,18 @@ class Sender:
         schedule = Schedule(values.quick_retries, values.slow_retries, values.retry_jitter)
         begin_until = time.monotonic() + values.time_slice
         for claimed in lanes:
-            lane = Lane(
+            lane = OpenLane(
                 claimed,
                 schedule,
                 recovering=recovering,
                 begin_until=begin_until,
+                # A request that began later could end after the lease, when others send again.
+                start_by=claimed.expires_at - values.request_timeout - SETTLE_TIME,
                 max_backoff=values.max_backoff,
             )
             self._advance(lane)
 
-    def _advance(self, lane: Lane) -> None:
+    def _advance(self, lane: OpenLane) -> None:
         """Send as much as the window allows; release the lane once it is over."""
         if self._stopping.is_set():
             lane.stop()
@@ -152,7 +154,7 @@ class Sender:
         if (end := lane.end()) is not None:
             self._release(lane, end, None)
 
-    def _send(self, lane: Lane, delivery: ClaimedDelivery) -> None:
+    def _send(self, lane: OpenLane, delivery: ClaimedDelivery) -> None:
         try:
             if delivery.unsendable:
                 self._answered(lane, delivery, unsendable(NO_EVENT, delivery.unsendable))
@@ -171,15 +173,14 @@ class Sender:
             self.transport.submit(
                 request,
                 partial(self._on_answer, lane, delivery),
-                # A request that began later could end after the lease, when others send again.
-                start_by=claimed.expires_at - conf().request_timeout - SETTLE_TIME,
+                start_by=lane.start_by,
                 recovering=lane.recovering,
             )
         except Exception as error:
             logger.exception("delivery %d could not be sent", delivery.id)
             self._answered(lane, delivery, broken(error))
 
-    def _on_answer(self, lane: Lane, delivery: ClaimedDelivery, answer: Exchange) -> None:
+    def _on_answer(self, lane: OpenLane, delivery: ClaimedDelivery, answer: Exchange) -> None:
         if isinstance(answer.error, NotStarted):
             lane.not_sent(delivery)
             if (end := lane.end()) is not None:
@@ -192,7 +193,7 @@ class Sender:
             judged = broken(error)
         self._answered(lane, delivery, judged)
 
-    def _answered(self, lane: Lane, delivery: ClaimedDelivery, judged: Judged) -> None:
+    def _answered(self, lane: OpenLane, delivery: ClaimedDelivery, judged: Judged) -> None:
         self._forget_body(delivery)
         started_at = time.time() - judged.duration_ms / 1000
         spread = random.random()  # noqa: S311 - spreads retries, guards nothing
@@ -204,7 +205,7 @@ class Sender:
         else:
             self._release(lane, end, result)
 
-    def _release(self, lane: Lane, end: LaneEnd, result: Result | None) -> None:
+    def _release(self, lane: OpenLane, end: LaneEnd, result: Result | None) -> None:
         for delivery in end.unsent:
             self._forget_body(delivery)
         self._settlements.put(_Settlement(lane, result, end))
@@ -214,7 +215,7 @@ class Sender:
         if payload is not None:
             self._memory.release(payload)
 
-    def _after_settling(self, settled: list[tuple[Lane, bool]]) -> None:
+    def _after_settling(self, settled: list[tuple[OpenLane, bool]]) -> None:
         now = time.monotonic()
         for lane, written in settled:
             lane.settled(written=written, now=now)
@@ -313,7 +314,7 @@ class Sender:
                 self._progress.end()
 
     def _go_on(
-        self, ends: Sequence[tuple[Lane, LaneEnd]], settled: Settled, *, repeated: bool
+        self, ends: Sequence[tuple[OpenLane, LaneEnd]], settled: Settled, *, repeated: bool
     ) -> None:
         """Released lanes that have more to send are claimed again, each after all others.
 
