@@ -54,7 +54,7 @@ def sweep() -> None:
     try:
         sweep_once()
     except DATABASE_ERRORS as error:
-        logger.warning("no sweep this time, the database is away: %s", error)
+        logger.warning("no sweep this time, the database is unreachable: %s", error)
     finally:
         _sweeping.release()
 
@@ -66,7 +66,7 @@ def housekeeping() -> None:
         expire_held()
         prune()
     except DATABASE_ERRORS as error:
-        logger.warning("no housekeeping this time, the database is away: %s", error)
+        logger.warning("no housekeeping this time, the database is unreachable: %s", error)
 
 
 @worker_shutting_down.connect

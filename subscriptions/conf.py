@@ -208,7 +208,7 @@ class WebhookSettings:
     fanout_chunk: int = _setting(
         100,
         _whole(1, 10000),
-        "how many subscriptions one message wakes while Redis, where wake-ups gather, is away",
+        "how many subscriptions one message wakes while Redis, where wake-ups gather, is down",
     )
     max_in_flight: int = _setting(
         10, _whole(1, 1000), "requests in flight to one subscription, unless it says otherwise"

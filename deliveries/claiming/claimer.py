@@ -125,7 +125,7 @@ class Claimer:
         return wakeups.TAKEN_AT_ONCE
 
     def take(self, limit: int, timeout: float | None) -> list[UUID]:
-        """Ids from the due set; none if none came for a while, or Redis is away."""
+        """Ids from the due set; none if none came for a while, or Redis is unreachable."""
         if wakeups.redis_outage.lasting() or self._stopping.is_set():
             self._listen_until = 0.0
             return []

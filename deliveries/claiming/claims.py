@@ -109,7 +109,7 @@ def claim(
                 if lane.deliveries:
                     (found.unsendable if lane.unsendable else found.lanes).append(lane)
         except Exception:
-            # What was taken is committed already. If the database is away, the leases run out.
+            # What was taken is committed already. If the database is down, the leases run out.
             taken = [row.subscription_id for row in rows if row.taken]
             claimed = {key for row in rows for key in row.ids or ()}
             claimed |= {delivery.id for lane in lanes.values() for delivery in lane.deliveries}

@@ -8,6 +8,6 @@ May import `body`, `models`, `waking` and `subscriptions`; nothing that sends.
 
 Promises: the event exists if and only if the caller's transaction commits; it matches every
 subscription that was committed before the call; a refused call leaves nothing behind, and the
-caller's transaction stays usable. If Redis and the broker are away, a call takes a second longer
+caller's transaction stays usable. If Redis and the broker are down, a call takes a second longer
 at most, and the sweep finds the deliveries.
 """

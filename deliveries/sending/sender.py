@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 SOON = 60.0
 # The clocks of the database and the worker differ a little; a wake-up that is late finds its row.
 WAKE_SLACK = 0.05
-# How long results are offered to a database that is away, in seconds: after that their leases are
+# How long results are offered to an unreachable database, in seconds: after that their leases are
 # over, and others send again what could not be recorded.
 SETTLE_TIMEOUT = 30.0
 # How much of a lease is left, in seconds, when the last request on it has ended.

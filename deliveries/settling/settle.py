@@ -67,8 +67,8 @@ def settle(
     `repeated`: the same call was made before, and may have been written though it failed.
 
     A row that cannot be written never fails the others: the batch is then settled one by one,
-    and the bad one ends as failed, with the reason. Raises what the database raises when it is
-    away (`DATABASE_ERRORS`); the same call may be made again then, and counts nothing twice.
+    and the bad one ends as failed, with the reason. Raises `DATABASE_ERRORS` when the database
+    is unreachable; the same call may be made again then, and counts nothing twice.
     """
     failing = {
         result.lane.subscription_id

@@ -7,5 +7,5 @@ no process listens; `Listener` takes ids from it. `queues` names the Celery queu
 May import `subscriptions` alone.
 
 Promises: nothing here carries what would be missed. A lost set, flag or message costs the time
-until the next sweep; `wake` never raises because a server is away.
+until the next sweep; `wake` never raises because a server is unreachable.
 """

@@ -64,7 +64,7 @@ _BROKER_ERRORS = (
 
 
 class Outage:
-    """Remembers that a server is away, so that not every caller waits for it.
+    """Remembers that a server is unreachable, so that not every caller waits for it.
 
     One warning when it begins, one line when it ends. Thread-safe.
     """
@@ -166,7 +166,7 @@ def wake(subscription_ids: Iterable[UUID | str], *, recovering: bool = False) ->
     """Wake workers for subscriptions that have due deliveries. To be called after the commit.
 
     One round trip to Redis for a thousand ids, and a Celery message if no process listens. Never
-    raises because Redis or the broker is away, and takes half a second at most for each of them
+    raises because Redis or the broker is down, and takes half a second at most for each of them
     then; the sweep finds the rows. With `task_always_eager` nothing is sent: an application's own
     tests send no requests unless they call the task.
     """
