@@ -147,3 +147,7 @@ def test_a_replay_of_a_subscription_reads_what_it_replays(mine: Subscription) ->
     assert run_json("replay", "--subscription", "mine")["pending"] == 120
     # Each is found, locked and changed: a few reads.
     assert rows.so_far() < 120 * 10
+    rows = RowsRead()
+    words = ("replay", "--subscription", "mine", "--status", "succeeded", "--dry-run")
+    assert run_json(*words)["chosen"] > 2000
+    assert rows.so_far() < 5000
