@@ -81,17 +81,17 @@ def test_the_processor_time_of_an_event_is_that_of_all_programs(
     assert (target.wanted, target.met) == ("≤ 2.5 ms of CPU each", met)
 
 
-def test_the_many_matches_are_held_against_the_rate_of_wide(results: Results) -> None:
-    results.ours["wide"] = measured("wide", 3000, publish_p50=0.1)
+def test_the_many_matches_are_held_against_wide(results: Results) -> None:
+    results.ours["wide"] = measured("wide", 3000, publish_p50=0.1, worker_memory=200.0)
     results.ours["100,000 matches"] = measured(
-        "100,000 matches", 2600, others_longest=2.1, worker_memory=301 * 2**20
+        "100,000 matches", 2600, others_longest=2.1, worker_memory=290.0
     )
     found = {one.wanted: (one.measured, one.met) for one in targets(results)}
     assert found == {
         "p50 of `publish` ≤ 100 ms": ("100.0 ms", True),
-        "≥ 0.9 of the rate of wide": ("0.87", False),
+        "≥ 0.9 × the rate of wide": ("0.87 ×", False),
+        "≤ 1.5 × the worker's memory of wide": ("1.45 ×", True),
         "events for others arrive within ≤ 2 s": ("2.1 s", False),
-        "memory of the worker ≤ 300 MiB": ("301.0 MiB", False),
     }
 
 
