@@ -129,8 +129,8 @@ def sweep() -> Swept:
         probes = [row[0] for row in cursor.fetchall()]
         cursor.execute(_HELD_WRONGLY)
         held_wrongly = cursor.fetchall()
-    wake(healthy)
-    wake([*failing, *probes], recovering=True)
+    wake(healthy, keep_place=True)
+    wake([*failing, *probes], recovering=True, keep_place=True)
     released: list[UUID] = []
     discarding: list[tuple[UUID, datetime]] = []
     for subscription_id, is_deleted, discard_before in held_wrongly:

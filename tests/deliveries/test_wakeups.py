@@ -86,6 +86,14 @@ def test_a_large_event_does_not_hold_up_the_one_for_somebody_else(broker: redis.
     assert UUID(int=1) in taken
 
 
+def test_the_sweep_gives_nobody_an_earlier_turn(broker: redis.Redis) -> None:
+    crowd = [UUID(int=number) for number in range(1000, 2000)]
+    wake(crowd)
+    wake(reversed(crowd), keep_place=True)
+    wake([UUID(int=1)])
+    assert take_all().index(UUID(int=1)) < 500
+
+
 def test_other_workers_are_asked_for_help_once_a_second(broker: redis.Redis) -> None:
     wake(IDS)
     listener = Listener("deliver")
