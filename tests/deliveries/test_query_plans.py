@@ -88,10 +88,20 @@ def analyse() -> None:
 
 
 @pytest.fixture(autouse=True)
-def new_files(transactional_db: None) -> None:
-    """Plans depend on the size of the files, which tests that are rolled back leave behind."""
+def new_files(transactional_db: None) -> Iterator[None]:
+    """Plans depend on the size of the files, which tests that are rolled back leave behind.
+
+    And on the statistics, which these tests leave to no other.
+    """
     with connection.cursor() as cursor:
         cursor.execute("TRUNCATE deliveries_event, subscriptions_subscription CASCADE")
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE deliveries_delivery RESET (autovacuum_enabled)")
+        cursor.execute(
+            "SELECT pg_clear_attribute_stats(schemaname, tablename, attname, inherited)"
+            " FROM pg_stats WHERE schemaname = 'public'"
+        )
 
 
 @pytest.fixture
