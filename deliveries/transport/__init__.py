@@ -6,6 +6,10 @@ environment says; an answer's body is read up to a limit; and nothing is dialled
 `subscriptions.destinations` refuses: it judges every address that a host name resolves to, and
 again the one address that a socket is about to be opened for. libcurl itself never asks a name
 server.
+
+May import `subscriptions.conf` and `destinations` alone: it knows neither subscriptions nor
+deliveries. Promises: each request that is submitted comes back exactly once, as an answer or as an
+error with a name (`errors`).
 """
 
 from deliveries.transport.client import Transport, transport

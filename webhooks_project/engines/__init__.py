@@ -6,6 +6,9 @@ them, and when its process is killed they end by themselves. Their data stay in 
 checkout (or in `WEBHOOKS_LOCAL_DIR`); they listen on Unix sockets alone.
 
 `addresses` computes where they are, `cluster` starts and ends them.
+
+May import `webhooks_project.child` alone: the settings import it. Promises: a kill of anything
+leaves nothing behind that stops the next start, and no data are lost.
 """
 
 from webhooks_project.engines.addresses import (
