@@ -149,10 +149,15 @@ class Sender:
         """Send as much as the window allows; release the lane once it is over."""
         if self._stopping.is_set():
             lane.stop()
-        while (delivery := lane.next_delivery()) is not None:
+        while self._may_send(lane) and (delivery := lane.next_delivery()) is not None:
             self._send(lane, delivery)
         if (end := lane.end()) is not None:
             self._release(lane, end, None)
+
+    def _may_send(self, lane: OpenLane) -> bool:
+        """Once half of the places are taken, each lane has one request in flight: many receivers
+        that become silent at the same time leave places for the others."""
+        return not lane.in_flight or not self.transport.is_crowded(lane.recovering)
 
     def _send(self, lane: OpenLane, delivery: ClaimedDelivery) -> None:
         try:

@@ -129,6 +129,10 @@ class Transport:
         driver = self._driver
         return (self._plan.places(recovering)) if driver is None else driver.capacity(recovering)
 
+    def is_crowded(self, recovering: bool) -> bool:
+        """Whether more than half of the places for requests of that kind are taken."""
+        return 2 * self.capacity(recovering) < self._plan.places(recovering)
+
     def call_soon(self, function: Callable[[], None]) -> None:
         """Call `function` on the transport's own thread, soon, in the order given.
 
