@@ -27,7 +27,7 @@ test: venv ## Run all tests. ARGS="-k circuit" picks some
 	@$(BIN)/python -m pytest -n auto --maxschedchunk 1 $(ARGS)
 
 test-faults: venv ## Break every part for real; ARGS="-k broker" picks some
-	@$(BIN)/python -m pytest --ds=tests.faults.settings tests/faults --report docs/reliability.md $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --maxschedchunk 1 --ds=tests.faults.settings tests/faults --report docs/reliability.md $(ARGS)
 
 soak: venv ## Ten minutes of traffic: nothing grows. MINUTES=2 is less
 	@$(BIN)/python -m pytest --ds=tests.faults.settings tests/faults/test_soak.py --soak $(MINUTES) --report docs/reliability.md $(ARGS)

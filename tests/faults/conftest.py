@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,14 @@ from tests.faults.receivers import Receivers
 from tests.faults.report import FAILED, HELD, SKIPPED, Row, faults, machine, write
 from tests.faults.waiting import eventually
 from tests.faults.world import World
-from webhooks_project.engines import DATABASE, POSTGRESQL, VALKEY, Cluster
+from webhooks_project.engines import (
+    CHECKOUT,
+    DATABASE,
+    POSTGRESQL,
+    VALKEY,
+    Cluster,
+    local_dir,
+)
 
 SETTINGS = "tests.faults.settings"
 LOG_TAIL = 6000
@@ -29,15 +38,25 @@ LOG_TAIL = 6000
 
 @dataclass
 class Table:
-    """What the session ends in. It is complete unless some tests were left out."""
+    """What the session ends in: the rows of all its processes, by the place of their tests."""
 
-    rows: list[Row] = field(default_factory=list)
-    complete: bool = True
+    rows: dict[tuple[str, int, str], Row] = field(default_factory=dict)
     machine: str = ""
     began: float = field(default_factory=time.monotonic)
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, value in report.user_properties:
+            if name == ROW_PROPERTY:
+                file, line, _ = report.location
+                self.rows[file, line or 0, report.nodeid] = Row(**value["row"])
+                self.machine = value["machine"]
+
 
 TABLE = pytest.StashKey[Table]()
+MACHINE = pytest.StashKey[str]()
+ROW_PROPERTY = "row of the table of faults"
+# A test takes part in it; one that is `alone` has it for itself.
+MACHINE_LOCK = CHECKOUT / ".local" / "faults-machine.lock"
 ROW = pytest.StashKey[Row]()
 WORLD = pytest.StashKey[World]()
 
@@ -49,7 +68,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fault(fault, claim): a line in the table of faults")
+    config.addinivalue_line("markers", "alone: measures milliseconds, so nothing runs beside it")
     config.stash[TABLE] = Table()
+    config.pluginmanager.register(config.stash[TABLE], "table of faults")
     if config.option.ds != SETTINGS:
         raise pytest.UsageError(
             f"The fault suite breaks its engines; give it its own: --ds={SETTINGS}"
@@ -63,9 +84,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
-def pytest_deselected(items: list[pytest.Item]) -> None:
-    if items:
-        items[0].config.stash[TABLE].complete = False
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes, those that are alone would keep the others waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Any:
+    alone = item.get_closest_marker("alone") is not None
+    MACHINE_LOCK.parent.mkdir(exist_ok=True)
+    with MACHINE_LOCK.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -78,6 +108,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         row.verdict, row.why = SKIPPED, report.longrepr[2].removeprefix("Skipped: ")
     elif row is not None and call.when == "call":
         row.verdict = HELD
+    if row is not None and call.when == "teardown":
+        value = {"row": asdict(row), "machine": item.config.stash.get(MACHINE, "")}
+        report.user_properties.append((ROW_PROPERTY, value))
     world = item.stash.get(WORLD, None)
     if world is not None and report.failed:
         for one in world.installation.processes:
@@ -87,27 +120,33 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     table = config.stash[TABLE]
-    for row in table.rows:
+    rows = [row for _, row in sorted(table.rows.items())]
+    for row in rows:
         terminalreporter.write_line(row.line())
     path = config.getoption("--report")
-    if path and table.complete and table.rows:
+    some = any(config.getoption(name) for name in ("keyword", "markexpr", "deselect", "maxfail"))
+    if path and rows and not some:
         seconds = time.monotonic() - table.began
-        write(Path(path), "faults", faults(table.rows, table.machine, seconds))
+        write(Path(path), "faults", faults(rows, table.machine, seconds))
 
 
 @pytest.fixture(scope="session")
 def cluster(django_db_blocker: Any, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """Running engines with a new, migrated database in them."""
-    engines = request.config.stash[CLUSTER]
-    with Engine(engines, POSTGRESQL).operator() as maintenance:
-        maintenance.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
-        maintenance.execute(f"CREATE DATABASE {DATABASE}")
-    with django_db_blocker.unblock():
-        call_command("migrate", interactive=False, verbosity=0)
-        request.config.stash[TABLE].machine = machine()
-        yield engines
-        connection.close()
-        connection.close_pool()
+    """Running engines with a new, migrated database in them; each process has its own."""
+    engines = request.config.stash.get(CLUSTER, None)
+    with ExitStack() as running:
+        if engines is None:
+            engines = running.enter_context(Cluster(local_dir()))
+            engines.start()
+        with Engine(engines, POSTGRESQL).operator() as maintenance:
+            maintenance.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
+            maintenance.execute(f"CREATE DATABASE {DATABASE}")
+        with django_db_blocker.unblock():
+            call_command("migrate", interactive=False, verbosity=0)
+            request.config.stash[MACHINE] = machine()
+            yield engines
+            connection.close()
+            connection.close_pool()
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +162,6 @@ def measured(request: pytest.FixtureRequest) -> Row:
     mark = request.node.get_closest_marker("fault")
     row = Row(*mark.args)
     request.node.stash[ROW] = row
-    request.config.stash[TABLE].rows.append(row)
     return row
 
 

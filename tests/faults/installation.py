@@ -267,12 +267,12 @@ class Engine:
         )
 
     @contextlib.contextmanager
-    def operator(self) -> Iterator[psycopg.Connection]:
-        """A superuser's connection to another database of PostgreSQL than the project's."""
+    def operator(self, database: str = "postgres") -> Iterator[psycopg.Connection]:
+        """A superuser's connection, to another database of PostgreSQL than the project's."""
         with psycopg.connect(
             host=str(self._cluster.layout.run),
             user=DATABASE_USER,
-            dbname="postgres",
+            dbname=database,
             autocommit=True,
         ) as opened:
             yield opened
@@ -297,3 +297,10 @@ def open_things(process: Process) -> tuple[int, int, int]:
         sum(one.num_threads() for one in family),
         sum(one.num_fds() for one in family),
     )
+
+
+def peak_memory(process: Process) -> int:
+    """The most that was resident of a process since it began, in bytes."""
+    status = Path(f"/proc/{process.popen.pid}/status").read_text()
+    kibibytes = status.partition("VmHWM:")[2].split()[0]
+    return 1024 * int(kibibytes)

@@ -20,7 +20,7 @@ from tests.faults.waiting import holds_within
 from tests.faults.world import World
 
 VISIBLE = {"pending", "held", "failed", "discarded"}
-# A due delivery that is older than this was forgotten: a lost wake-up's flag (15 s) and a sweep.
+# A due delivery that is older than this was forgotten: a lease that ran out, and a sweep.
 FORGOTTEN = 30.0
 LATE_SIGNAL = 5.0
 

@@ -65,11 +65,30 @@ class Guard:
 GUARDS = (
     Guard(
         "lease",
-        "a lane that another task holds is taken all the same",
+        "a lane that another process holds is taken all the same",
         "deliveries/claiming/statements.py",
         "(lane.lease_until IS NULL OR lane.lease_until < now())",
         "(true)",
         "tests/deliveries/test_claims.py::test_a_lane_that_another_process_holds_is_not_taken",
+    ),
+    Guard(
+        "lease, at its end",
+        "a request may begin that ends after its lease, when others send again",
+        "deliveries/transport/driver.py",
+        "if job.start_by is not None and job.start_by <= now:",
+        "if False:",
+        "tests/deliveries/transport/test_transport.py::"
+        "test_a_request_that_finds_no_place_by_its_time_is_given_back_and_never_sent",
+    ),
+    Guard(
+        "places",
+        "receivers that become silent together may have all places, each its ten",
+        "deliveries/sending/sender.py",
+        "return not lane.in_flight or not self.transport.is_crowded(lane.recovering)",
+        "return True",
+        "tests/faults/test_places.py::"
+        "test_receivers_that_become_silent_together_leave_places_for_the_others",
+        settings=FAULTS,
     ),
     Guard(
         "epoch",
@@ -81,7 +100,7 @@ GUARDS = (
         times=2,
     ),
     Guard(
-        "`SKIP LOCKED`",
+        "`SKIP LOCKED`, claiming",
         "a claim waits for a delivery that somebody else has locked",
         "deliveries/claiming/statements.py",
         "        FOR UPDATE SKIP LOCKED\n",
@@ -91,21 +110,39 @@ GUARDS = (
         settings=FAULTS,
     ),
     Guard(
-        "bell, rung once",
+        "`SKIP LOCKED`, settling",
+        "a settlement waits for a subscription that somebody else has locked",
+        "deliveries/settling/statements.py",
+        "FOR NO KEY UPDATE SKIP LOCKED",
+        "FOR NO KEY UPDATE",
+        "tests/faults/test_postgresql.py::test_a_locked_subscription_slows_no_other_down",
+        settings=FAULTS,
+    ),
+    Guard(
+        "bell, new",
         "each publish sends a message, whether one is under way or not",
         "deliveries/waking/wakeups.py",
-        "KEYS[2], 1, 'NX', 'PX'",
-        "KEYS[2], 1, 'PX'",
+        "1, 'NX', 'PX'",
+        "1, 'PX'",
         "tests/deliveries/test_wakeups.py::"
         "test_an_idle_system_gets_a_message_and_a_busy_one_shares_it",
     ),
     Guard(
         "bell, taken down",
-        "the bell outlives the process that listened: a publisher after it wakes nobody",
+        "a process stops listening while an id waits, and takes the bell down",
         "deliveries/waking/wakeups.py",
-        "redis.call('DEL', KEYS[2])\nreturn 1",
-        "return 1",
+        "if redis.call('ZCARD', KEYS[1]) > 0 then return 0 end",
+        "",
         "tests/deliveries/test_wakeups.py::test_a_listener_that_stops_leaves_nothing_behind",
+    ),
+    Guard(
+        "due set, fair",
+        "an event for very many holds up the one for somebody else",
+        "deliveries/waking/wakeups.py",
+        "now + ARGV[2] + number - 3",
+        "0",
+        "tests/deliveries/test_wakeups.py::"
+        "test_a_large_event_does_not_hold_up_the_one_for_somebody_else",
     ),
     Guard(
         "deadline",

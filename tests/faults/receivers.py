@@ -36,6 +36,7 @@ class Request:
     """One request. Times are by `time.monotonic()`; `answered_at` is 0 until it is answered.
 
     `beside`: how many requests of its lane were unanswered when it came, itself among them.
+    `age`: seconds since its `webhook-timestamp`, which is in whole seconds.
     """
 
     at: float
@@ -45,6 +46,7 @@ class Request:
     status: int = 0
     answered_at: float = 0.0
     beside: int = 1
+    age: float = 0.0
 
 
 Respond = Callable[[Request], Answer]
@@ -88,6 +90,7 @@ class Site(Address):
             id=headers.get(b"webhook-id", b"").decode(),
             digest=hashlib.blake2b(request.body, digest_size=16).digest(),
             beside=self.in_flight[lane],
+            age=time.time() - int(headers.get(b"webhook-timestamp", b"0")),
         )
         answer = self.respond(arrived)
         if answer.delay == math.inf:

@@ -15,8 +15,10 @@ from webhooks_project.keys import local_keys
 _local = os.environ.get("WEBHOOKS_LOCAL_DIR")
 for _name in [name for name in os.environ if name.startswith("WEBHOOKS_")]:
     del os.environ[_name]
-os.environ["WEBHOOKS_LOCAL_DIR"] = _local or str(
-    Path(__file__).resolve().parents[2] / ".local" / "faults"
+# Of each process of pytest-xdist, its own.
+os.environ["WEBHOOKS_LOCAL_DIR"] = str(
+    Path(_local or Path(__file__).resolve().parents[2] / ".local" / "faults")
+    / os.environ.get("PYTEST_XDIST_WORKER", "")
 )
 
 _layout = Layout.of(os.environ["WEBHOOKS_LOCAL_DIR"])

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import connection
 
 from deliveries.keeping.sweep import sweep
-from deliveries.waking.wakeups import FLAG_SECONDS
+from deliveries.waking.wakeups import BELL_SECONDS
 from subscriptions.conf import conf
 from tests.faults.invariants import check_invariants
 from tests.faults.report import Row
@@ -35,7 +35,7 @@ def topics(world: World) -> list[str]:
 
 @pytest.mark.fault(
     "beat killed while wake-ups are lost (FLUSHALL each second), and started again 5 s later",
-    "nothing stalls for longer than a flag (15 s) and one sweep after it is back",
+    "nothing stalls for longer than the bell (2 s) and one sweep after it is back",
 )
 def test_without_a_beat_lost_wake_ups_wait_for_its_return(
     world: World, topics: list[str], measured: Row
@@ -52,7 +52,7 @@ def test_without_a_beat_lost_wake_ups_wait_for_its_return(
     found = check_invariants(world)
     assert world.wanted() <= set(world.receivers.arrivals()), "something never arrived"
     assert (found.undelivered, found.duplicates, found.unknown) == (0, 0, 0)
-    bound = FLAG_SECONDS + conf().sweep_interval
+    bound = BELL_SECONDS + conf().sweep_interval
     assert settled <= bound + SLACK
     measured.add(
         events=found.accepted,

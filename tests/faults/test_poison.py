@@ -12,7 +12,7 @@ import pytest
 from django.db import connection
 
 from deliveries.holding import discard
-from deliveries.models import Delivery
+from deliveries.models import Lane
 from subscriptions.secrets import crypto
 from tests.faults.invariants import check_invariants
 from tests.faults.report import Row
@@ -139,9 +139,9 @@ def test_poisoned_rows_end_visibly_and_the_others_pass(world: World, measured: R
     for name, poison in POISON.items():
         if poison.ends == ALL_WAIT:
             # They would wait for ever: nobody puts the row right.
-            waiting = Delivery.objects.filter(subscription_id=world.lanes[name].id)
-            eventually(waiting.exclude(last_error="").exists, f"an error of {name}")
-            discard([world.lanes[name].id], "given up by the test", pending_too=True)
+            lane = Lane.objects.filter(subscription_id=world.lanes[name].id)
+            eventually(lane.exclude(backoff_reason="").exists, f"why {name} waits")
+            discard([world.lanes[name].id], "given up by the test", pending_too=True, limit=EVENTS)
     world.wait_until_settled()
     assert ended_without_a_word() == 0
     found = check_invariants(world, may_miss=frozenset(patterns[:1]))

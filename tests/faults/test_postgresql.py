@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import signal
+import statistics
 import time
+from functools import partial
 
 import psycopg
 import pytest
 from django.db import connection, transaction
 
 from tests.faults.invariants import Summary, check_invariants
+from tests.faults.receivers import always
 from tests.faults.report import Row
 from tests.faults.test_workers import slowly
 from tests.faults.waiting import PATIENCE, eventually, holds_within
@@ -175,3 +178,84 @@ def test_a_locked_delivery_holds_up_no_other(world: World, measured: Row) -> Non
     assert world.statuses() == {"succeeded": events}
     assert (found.duplicates, found.unknown) == (0, 0)
     measured.add(others=events - 1, arrived_after=f"{seconds:.1f} s", sent_twice=found.duplicates)
+
+
+ROUND, PHASE = 10, 4.0
+SLOWER = 1.3
+
+
+class Rounds:
+    """An event for each of some lanes, and the next ones as soon as all have arrived."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        site = world.receivers.site()
+        self._topics = [f"round.{n}" for n in range(ROUND)]
+        for topic in self._topics:
+            world.subscribe(site, [topic], name=topic)
+
+    def go_on(self, seconds: float) -> list[float]:
+        """The seconds of each round."""
+        found = []
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            began, seen = time.monotonic(), len(self._world.receivers.requests)
+            accepted = len(self._world.ledger.accepted)
+            self._world.ledger.publish_many(self._topics)
+            ids = {one.id for one in self._world.ledger.accepted[accepted:]}
+            assert self._world.receivers.wait_until(partial(self._all_came, ids, seen), PATIENCE), (
+                "a round does not end"
+            )
+            found.append(time.monotonic() - began)
+        return found
+
+    def _all_came(self, ids: set[str], since: int) -> bool:
+        return ids <= {one.id for one in self._world.receivers.requests[since:]}
+
+
+@pytest.mark.alone
+@pytest.mark.fault(
+    "the rows of two subscriptions, one failing and one answering, locked by an operator's open "
+    "transaction while their results come in",
+    f"rounds of {ROUND} others take at most {SLOWER} times as long; both go on once it is over",
+)
+def test_a_locked_subscription_slows_no_other_down(world: World, measured: Row) -> None:
+    world.configure(circuit_threshold=1000)
+    rounds = Rounds(world)
+    world.subscribe(world.receivers.site(always(500)), ["fails"], name="fails")
+    world.subscribe(world.receivers.site(), ["answers"], name="answers")
+    locked = ["fails", "answers"]
+    world.installation.standard()
+    rounds.go_on(2)
+    without = rounds.go_on(PHASE / 2)
+    with world.postgresql.operator(DATABASE) as opened:
+        opened.execute("BEGIN")
+        opened.execute(
+            "SELECT id FROM subscriptions_subscription WHERE name = ANY(%s) "
+            "ORDER BY id FOR NO KEY UPDATE",
+            [locked],
+        )
+        before = len(world.receivers.requests)
+        world.ledger.publish_many(locked * 10)
+        assert world.receivers.wait_until(
+            lambda: {one.lane for one in world.receivers.requests[before:]} >= set(locked),
+            PATIENCE,
+        ), "nothing is sent for the locked ones"
+        among = rounds.go_on(PHASE)
+        assert world.attempts_by_outcome(locked) == {}, "the rows were not locked"
+        opened.execute("ROLLBACK")
+    without += rounds.go_on(PHASE / 2)
+    world.pause_all()
+    world.wait_until_settled()
+    found = check_invariants(world, replayed=False)
+    assert found.unknown == 0
+    quiet, loud = statistics.median(without), statistics.median(among)
+    measured.add(
+        rounds_without=f"{len(without)} in {PHASE:g} s",
+        rounds_with=f"{len(among)} in {PHASE:g} s",
+        median=f"{1000 * quiet:.0f} and {1000 * loud:.0f} ms",
+        ratio=f"{loud / quiet:.2f}",
+        longest=f"{1000 * max(without):.0f} and {1000 * max(among):.0f} ms",
+    )
+    assert loud <= SLOWER * quiet
+    assert len(among) * SLOWER >= len(without)

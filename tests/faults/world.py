@@ -93,6 +93,10 @@ class World:
                 lanes.setdefault(topic, []).append(lane.name)
         return {(lane, one.id) for one in self.ledger.accepted for lane in lanes.get(one.topic, ())}
 
+    def wanted_of(self, *names: str) -> set[tuple[str, str]]:
+        """Those of these lanes."""
+        return {key for key in self.wanted() if key[0] in names}
+
     def wait_until_settled(self, timeout: float = PATIENCE) -> float:
         """Until nothing is due and nobody sends; returns the seconds."""
         began = time.monotonic()
