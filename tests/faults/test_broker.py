@@ -22,7 +22,7 @@ from tests.faults.world import World
 
 LANES = 30
 RATE = 40.0
-OUTAGE = 60.0
+OUTAGE = 30.0
 # What a broker that is away may cost the caller of `publish`, in seconds.
 MOST = 1.0
 SLACK = 5.0

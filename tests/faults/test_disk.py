@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,15 +78,14 @@ class SmallDisk:
 
 
 @pytest.fixture
-def small_disk(
-    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[SmallDisk]:
+def small_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallDisk]:
     """This process and all that it starts use the database on the small disk."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
+    # The path of a socket is short.
+    directory = Path(tempfile.mkdtemp(prefix="disk"))
     try:
         made = SmallDisk(directory)
     except disk.NotPermitted as reason:
+        directory.rmdir()
         pytest.skip(str(reason))
     try:
         connection.close()
@@ -100,6 +100,7 @@ def small_disk(
         connection.close()
         connection.close_pool()
         made.close()
+        directory.rmdir()
 
 
 def events() -> set[str]:

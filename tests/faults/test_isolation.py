@@ -36,7 +36,7 @@ from webhooks_project.receiver import Answer
 HEALTHY = 50
 RATE = 50.0
 PHASE = 4.0
-QUIET_PHASES, LOUD_PHASES = 3, 6
+QUIET_PHASES, LOUD_PHASES = 2, 5
 MOST_STOLEN = 0.02
 DUE = 10_000
 SLOW, SLOW_RATE = 10, 15.0
