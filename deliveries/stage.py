@@ -1,6 +1,7 @@
 """A stage: a thread that takes whatever has gathered, at once when it is idle.
 
 A lone item waits for nothing; items that come together share one batch, and so one transaction.
+Where many come one after the other, each waits some milliseconds for others (`Pace`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,39 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
+# A batch of at least so many items is worth its transaction.
+LARGE = 5
+
+
+class Pace:
+    """Small batches, `per_second` of them in the long run and `burst` of them at once.
+
+    A batch costs a transaction, however small it is. Three items that share the claim and the
+    settlement take 1.9 ms of everybody's processor time, three that do not 3.9 ms.
+    """
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._interval = 1 / per_second
+        self._burst = burst * self._interval
+        self._full_at = 0.0
+
+    def wait(self, now: float) -> float:
+        """Seconds until the next batch may begin."""
+        return max(0.0, self._full_at - self._burst - now)
+
+    def count(self, now: float, size: int) -> None:
+        """A batch of `size` items began. One that did not wait counts too, up to one interval."""
+        if size < LARGE:
+            limit = now + self._burst + self._interval
+            self._full_at = min(limit, max(self._full_at, now) + self._interval)
+
 
 class Stage(Generic[Item]):
     """Runs `handle` with batches of at most `max_batch` items, one batch at a time.
 
     `setup` and `teardown` run in its thread, before the first and after the last batch. `handle`
-    must not raise; what it raises all the same is logged, and the stage goes on.
+    must not raise; what it raises all the same is logged, and the stage goes on. `pace`: how
+    often small batches begin.
     """
 
     def __init__(
@@ -32,12 +60,15 @@ class Stage(Generic[Item]):
         handle: Callable[[list[Item]], None],
         *,
         max_batch: int = 2000,
+        pace: Pace | None = None,
         setup: Callable[[], None] | None = None,
         teardown: Callable[[], None] | None = None,
     ) -> None:
         self._name = name
         self._handle = handle
         self._max_batch = max_batch
+        self._pace = pace
+        self._hurry = threading.Event()
         self._setup = setup
         self._teardown = teardown
         # None only wakes the thread.
@@ -48,9 +79,11 @@ class Stage(Generic[Item]):
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def put(self, item: Item) -> None:
-        """Hand over an item. Never waits."""
+    def put(self, item: Item, *, urgent: bool = False) -> None:
+        """Hand over an item. Never waits; nor does an `urgent` one wait for others."""
         self._items.put(item)
+        if urgent:
+            self._hurry.set()
         if self._thread is None:
             self._start()
 
@@ -76,6 +109,7 @@ class Stage(Generic[Item]):
     def close(self) -> None:
         """Handle what was put before, then end the thread. Not to be used after."""
         self._closed = True
+        self._hurry.set()
         if self._thread is not None:
             self._items.put(None)
             self._thread.join()
@@ -102,7 +136,14 @@ class Stage(Generic[Item]):
         batch: list[Item] = []
         while not batch:
             ended = self._closed
+            wait = 0.0 if ended or self._pace is None else self._pace.wait(time.monotonic())
+            if wait > 0:
+                self._hurry.wait(wait)
+            # An item that was in a hurry is in this batch.
+            self._hurry.clear()
             self._gather(batch, wait=not ended)
+            if self._pace is not None and batch:
+                self._pace.count(time.monotonic(), len(batch))
             if ended:
                 break
         return batch

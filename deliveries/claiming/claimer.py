@@ -21,7 +21,7 @@ from deliveries.claiming.claims import (
 )
 from deliveries.claiming.memory import BodyMemory
 from deliveries.progress import Progress
-from deliveries.stage import Stage
+from deliveries.stage import Pace, Stage
 from deliveries.values import ClaimedLane
 from deliveries.waking import wakeups
 from deliveries.waking.queues import DELIVER, RECOVER
@@ -41,6 +41,10 @@ LOCKED_DELAY = 0.02
 MAX_LOCKED_DELAY = 1.0
 # How often a process that has no room looks whether it has, in seconds.
 NO_ROOM_PAUSE = 0.02
+
+# How many claims for a few subscriptions begin in a second, and how many at once.
+CLAIMS_PER_SECOND = 100.0
+BURST = 10
 
 # An id for which a wait lasted longer than this, in seconds, had no others beside it. Not to look
 # for others saves a round trip to Redis, 0.1 ms of processor time, for each of such events.
@@ -252,6 +256,7 @@ class _ClaimStage(Stage[UUID]):
             "recover" if owner.recovering else "claim",
             owner.handle,
             max_batch=wakeups.TAKEN_AT_ONCE,
+            pace=Pace(CLAIMS_PER_SECOND, BURST),
             setup=lambda: use_own_connection(_SETTINGS),
             teardown=close_own_connection,
         )

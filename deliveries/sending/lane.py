@@ -106,6 +106,10 @@ class OpenLane:
         if not written or now > self._begin_until:
             self._stopped = True
 
+    def is_blocked(self) -> bool:
+        """Whether the next request waits for a result to be written."""
+        return bool(self._queue) and not self._stopped and self.in_flight >= self._window
+
     def end(self, *, last: bool = False) -> LaneEnd | None:
         """How the lane ends, once, if it is over.
 

@@ -29,7 +29,7 @@ from deliveries.progress import Progress
 from deliveries.sending.lane import OpenLane
 from deliveries.sending.request import signed_post
 from deliveries.settling.settle import Settled, settle, unsettled
-from deliveries.stage import Stage
+from deliveries.stage import Pace, Stage
 from deliveries.transport import Exchange, NotStarted, Transport, transport
 from deliveries.values import ClaimedDelivery, ClaimedLane, LaneEnd, Result
 from deliveries.waking import wakeups
@@ -53,6 +53,11 @@ SETTLE_TIME = 5.0
 # wait is twice the last.
 LOCKED_DELAY = 0.05
 MAX_LOCKED_DELAY = 2.0
+# How long `close` waits for what is in flight, in seconds: longer than a request, and settling it.
+CLOSE_TIMEOUT = 60.0
+# How many settlements of a few results begin in a second, and how many at once.
+SETTLEMENTS_PER_SECOND = 100.0
+BURST = 10
 
 
 @dataclass(slots=True)
@@ -86,7 +91,11 @@ class Sender:
             for recovering in (False, True)
         }
         self._settlements: Stage[_Settlement] = Stage(
-            "settle", self._settle_batch, setup=self._begin_settling, teardown=close_own_connection
+            "settle",
+            self._settle_batch,
+            pace=Pace(SETTLEMENTS_PER_SECOND, BURST),
+            setup=self._begin_settling,
+            teardown=close_own_connection,
         )
         self._signals: Stage[Callable[[], None]] = Stage("signals", _call_all)
         self._wakes: Stage[UUID] = Stage("wake later", partial(wakeups.wake, recovering=True))
@@ -120,7 +129,7 @@ class Sender:
         self.stop()
         for claimer in self._claimers.values():
             claimer.close()
-        self._progress.wait()
+        self._progress.wait(CLOSE_TIMEOUT)
         self._settlements.close()
         self._signals.close()
 
@@ -206,14 +215,16 @@ class Sender:
         # The last result takes the end of its lane with it, in one transaction.
         end = lane.end(last=True)
         if end is None:
-            self._settlements.put(_Settlement(lane, result, None))
+            # Nothing more is sent for the lane until the result is written.
+            self._settlements.put(_Settlement(lane, result, None), urgent=lane.is_blocked())
         else:
             self._release(lane, end, result)
 
     def _release(self, lane: OpenLane, end: LaneEnd, result: Result | None) -> None:
         for delivery in end.unsent:
             self._forget_body(delivery)
-        self._settlements.put(_Settlement(lane, result, end))
+        more = bool(end.unsent) or lane.claimed.more
+        self._settlements.put(_Settlement(lane, result, end), urgent=more)
 
     def _forget_body(self, delivery: ClaimedDelivery) -> None:
         payload, delivery.payload = delivery.payload, None

@@ -82,8 +82,8 @@ def test_successes_that_finish_together_are_settled_in_one_statement(
     monkeypatch.setattr(sending, "settle", counted)
     hand_over, answered = sender._settlements.put, []
 
-    def note(item: Any) -> None:
-        hand_over(item)
+    def note(item: Any, **more: Any) -> None:
+        hand_over(item, **more)
         answered.append(item)
         if len(answered) == 10:
             all_answered.set()
