@@ -181,7 +181,17 @@ A worker is one Python process, and an interpreter fills one core at most: where
 near 1, Python is the bound. `py-spy record --threads --pid …` beside `make bench ARGS="--only
 backlog"` shows what it spends its time on; `make bench-trace` follows single events from `publish`
 to their receiver, with the milliseconds of each step. The limit has all of that in C. To come near
-it takes more processes where there are more cores (*scale out*)."""
+it takes more processes where there are more cores (*scale out*).
+
+What a worker's time buys, by a profile of *backlog*: 80 % is the transport's thread, of which 27
+taking answers from libcurl, 17 telling it the next request, 10 signing (7 of them the two
+HMACs and their headers) and 4 judging; 10 % is settling, nearly half of it writing JSON, which
+is one row an attempt; 4 % is claiming. One event, of which each step is made alone in a loop, takes
+219 µs of Python and 440 of PostgreSQL to publish, 61 to wake, 322 and 370 to claim, 178 and 427
+to settle. An event that comes alone every 20 ms (*latency*) costs about twice that: three programs
+and six threads are woken for it, and find nothing in the processor's caches. What comes more
+often shares claims and settlements, a hundred a second of each in a worker, so *narrow* costs
+less for each event although there are more."""
 
 
 def growth(grown: Growth) -> str:
