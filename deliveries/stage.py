@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
+# How long a stage that cannot even look for items waits, in seconds.
+ERROR_PAUSE = 1.0
 # A batch of at least so many items is worth its transaction.
 LARGE = 5
 
@@ -123,7 +125,15 @@ class Stage(Generic[Item]):
     def _run(self) -> None:
         if self._setup is not None:
             self._setup()
-        while batch := self._next_batch():
+        while True:
+            try:
+                batch = self._next_batch()
+            except Exception:
+                logger.exception("the %s stage could not look for items", self._name)
+                time.sleep(ERROR_PAUSE)
+                continue
+            if not batch:
+                break
             try:
                 self._handle(batch)
             except Exception:

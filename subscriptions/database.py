@@ -40,6 +40,8 @@ DATABASE_ERRORS = (OperationalError, InterfaceError, InternalError)
 # statements do not name, such as an ALTER TABLE.
 _WORKERS = {
     "lock_timeout": "200ms",
+    # A process that is frozen in the middle of a settlement must not hold its rows for ever.
+    "idle_in_transaction_session_timeout": "30s",
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
@@ -49,6 +51,16 @@ _WORKERS = {
 _WORKERS_LOCALLY = "SELECT " + ", ".join(
     f"set_config('{name}', '{value}', true)" for name, value in _WORKERS.items()
 )
+
+# A server that vanishes without a word, with its machine or behind a firewall, is an error after
+# ten seconds or so. Without these the system waits a quarter of an hour, or two hours.
+VANISHED_SERVER: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
 
 _thread = threading.local()
 
@@ -90,6 +102,12 @@ def as_array(values: Iterable[Any]) -> str:
     It is made six times as quickly as psycopg makes an array.
     """
     return "{" + ",".join(map(str, values)) + "}"
+
+
+def waited_too_long(error: Exception) -> bool:
+    """Whether a statement failed at a lock or at its time, and not because of the server."""
+    waits = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
+    return isinstance(error.__cause__, waits)
 
 
 class Statement:
@@ -175,6 +193,7 @@ def use_own_connection(more: Mapping[str, str] = {}) -> None:
     own = connections.create_connection(DEFAULT_DB_ALIAS)
     options = dict(own.settings_dict["OPTIONS"])
     options.pop("pool", None)
+    options = VANISHED_SERVER | options
     given = " ".join(f"-c {name}={value}" for name, value in (_WORKERS | dict(more)).items())
     options["options"] = f"{options.get('options', '')} {given}".strip()
     own.settings_dict = {**own.settings_dict, "OPTIONS": options}

@@ -22,7 +22,7 @@ from subscriptions import circuit
 from subscriptions.conf import conf
 from subscriptions.ids import uuid7
 from subscriptions.secrets import crypto, signing_secrets
-from subscriptions.topics.fields import TopicPatternsField
+from subscriptions.topics.fields import TopicPatternsField, check_patterns
 from subscriptions.validators import (
     validate_destination,
     validate_headers,
@@ -99,6 +99,16 @@ class SubscriptionQuerySet(models.QuerySet["Subscription"]):
             if enabled:
                 circuit.reset(ids)
         return len(ids)
+
+    def bulk_update(
+        self, objs: Iterable[Subscription], fields: Iterable[str], *args: Any, **kwargs: Any
+    ) -> int:
+        """As Django's. `TypeError` for topic patterns that are no list, in every Django."""
+        objs, fields = list(objs), list(fields)
+        if "topic_patterns" in fields:
+            for subscription in objs:
+                check_patterns(subscription.topic_patterns)
+        return super().bulk_update(objs, fields, *args, **kwargs)
 
     def bulk_create(
         self, objs: Iterable[Subscription], *args: Any, **kwargs: Any

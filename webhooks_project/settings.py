@@ -15,6 +15,7 @@ from dotenv import load_dotenv
 
 from deliveries.waking.redis_address import RedisAddress
 from subscriptions.conf import WebhookSettings
+from subscriptions.database import VANISHED_SERVER
 from webhooks_project import engines
 from webhooks_project.keys import local_keys
 
@@ -150,7 +151,8 @@ else:
 DATABASES["default"]["ENGINE"] = engines.BACKEND
 DATABASES["default"]["CONN_HEALTH_CHECKS"] = False
 # A web process answers from a few threads: a small pool spares it a new connection a request.
-DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
+DATABASES["default"]["OPTIONS"] = VANISHED_SERVER | DATABASES["default"].get("OPTIONS", {})
+DATABASES["default"]["OPTIONS"]["pool"] = {
     "min_size": 0,
     "max_size": 16,
     "timeout": 10,

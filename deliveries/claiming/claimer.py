@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -29,6 +30,7 @@ from subscriptions.database import (
     DATABASE_ERRORS,
     close_own_connection,
     use_own_connection,
+    waited_too_long,
     worker_cursor,
 )
 from subscriptions.secrets import crypto
@@ -39,6 +41,8 @@ logger = logging.getLogger(__name__)
 # wait is twice the last.
 LOCKED_DELAY = 0.02
 MAX_LOCKED_DELAY = 1.0
+# How long a process that listens waits between two looks whether Redis is back, in seconds.
+OUTAGE_PAUSE = 0.1
 # How often a process that has no room looks whether it has, in seconds.
 NO_ROOM_PAUSE = 0.02
 
@@ -130,8 +134,13 @@ class Claimer:
 
     def take(self, limit: int, timeout: float | None) -> list[UUID]:
         """Ids from the due set; none if none came for a while, or Redis is unreachable."""
-        if wakeups.redis_outage.lasting() or self._stopping.is_set():
-            self._listen_until = 0.0
+        if self._stopping.is_set():
+            self._end_listening()
+            return []
+        if wakeups.redis_outage.lasting():
+            if time.monotonic() > self._listen_until:
+                self._listen_until = 0.0
+            self._stopping.wait(OUTAGE_PAUSE)
             return []
         try:
             wait = self._found_none
@@ -148,15 +157,24 @@ class Claimer:
                 self._found_none = alone and self._listener.bell_outlasts_a_wait()
             elif not wait:
                 self._found_none = True
-            elif time.monotonic() > self._listen_until and self._listener.stop():
-                self._listen_until = 0.0
+            elif began > self._listen_until:
+                until, stopped = self._listen_until, self._listener.stop()
+                # Unless a message came meanwhile: it says to listen on.
+                if stopped and self._listen_until == until:
+                    self._listen_until = 0.0
         except redis.RedisError as error:
             wakeups.redis_outage.begin(error)
-            self._listen_until = 0.0
             return []
-        for _ in found:
+        ids = [UUID(text) for text in found]
+        for _ in ids:
             self._progress.begin()
-        return [UUID(text) for text in found]
+        return ids
+
+    def _end_listening(self) -> None:
+        """This process stops: what it gives back must ring for others."""
+        self._listen_until = 0.0
+        with contextlib.suppress(redis.RedisError):
+            self._listener.silence()
 
     def handle(self, subscription_ids: list[UUID]) -> None:
         """Claim for these, each once."""
@@ -170,8 +188,14 @@ class Claimer:
         try:
             self._claim(ids)
         except DATABASE_ERRORS as error:
-            close_own_connection()
-            logger.warning("nothing can be claimed now; the sweep will wake again: %s", error)
+            if not waited_too_long(error):
+                close_own_connection()
+                logger.warning("nothing can be claimed now; the sweep will wake again: %s", error)
+            elif len(ids) == 1:
+                self._later(ids[0], MAX_LOCKED_DELAY)
+            else:
+                for subscription_id in ids:
+                    self._claim_safely([subscription_id])
         except Exception:
             close_own_connection()
             if len(ids) == 1:
@@ -192,7 +216,7 @@ class Claimer:
                 self._progress.begin()
             self._on_claimed(found.lanes, self.recovering)
         for lane in found.unsendable:
-            self._release_unsendable(lane)
+            forget_bodies(lane.deliveries, self._memory)
         if found.again:
             self.again(found.again)
         if found.failing:
@@ -200,6 +224,8 @@ class Claimer:
         self._wait_for_locked(ids, found)
         for subscription_id in found.unreleased:
             self._release_later(subscription_id, token)
+        for lane in found.unsendable:
+            self._release_unsendable(lane)
 
     def _wait_for_locked(self, ids: list[UUID], found: Claim) -> None:
         """Lanes that another transaction has locked wait by themselves, longer each time."""
@@ -222,9 +248,12 @@ class Claimer:
             lane.subscription_id,
             lane.unsendable,
         )
-        forget_bodies(lane.deliveries, self._memory)
-        with worker_cursor() as cursor:
-            release_unsendable(cursor, lane)
+        try:
+            with worker_cursor() as cursor:
+                release_unsendable(cursor, lane)
+        except DATABASE_ERRORS as error:
+            close_own_connection()
+            logger.warning("the lane %s stays claimed for a lease: %s", lane.subscription_id, error)
 
     def _release_later(self, subscription_id: UUID, token: UUID) -> None:
         """Release an idle lane that another transaction had locked; in a thread, as it is rare."""

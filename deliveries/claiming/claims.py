@@ -292,9 +292,14 @@ def _give_bodies(lanes: Iterable[ClaimedLane], bodies: _Bodies, memory: BodyMemo
         if body is not None
     }
     for lane in lanes:
+        held = 0
         for delivery in lane.deliveries:
             payload = payloads.get(delivery.event_id)
             if payload is not None:
+                if held and held + len(payload.body) > memory.of_a_lane:
+                    # Its body waits for the next claim.
+                    break
+                held += len(payload.body)
                 payload.users += 1
                 delivery.payload = payload
             elif delivery.event_id not in bodies:

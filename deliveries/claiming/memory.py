@@ -23,6 +23,12 @@ class BodyMemory:
         self._typical = TYPICAL_BODY
         self._freed = threading.Condition()
 
+    @property
+    def of_a_lane(self) -> int:
+        """How many bytes one lane may hold, beyond its first body: one that falls silent must
+        leave room for others."""
+        return self.limit // 16
+
     def room(self) -> int:
         return self.limit - self.held
 

@@ -35,7 +35,12 @@ from deliveries.values import ClaimedDelivery, ClaimedLane, LaneEnd, Result
 from deliveries.waking import wakeups
 from subscriptions import signals
 from subscriptions.conf import conf
-from subscriptions.database import DATABASE_ERRORS, close_own_connection, use_own_connection
+from subscriptions.database import (
+    DATABASE_ERRORS,
+    close_own_connection,
+    use_own_connection,
+    waited_too_long,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +83,13 @@ class Sender:
         self.transport = transport() if sends_with is None else sends_with
         self._stopping = threading.Event()
         self._progress = Progress()
-        self._memory = BodyMemory(conf().body_memory)
+        # Receivers that fail leave three quarters of it to the others.
+        limit = conf().body_memory
+        self._memories = {False: BodyMemory(limit * 3 // 4), True: BodyMemory(limit // 4)}
         self._claimers = {
             recovering: Claimer(
                 recovering=recovering,
-                memory=self._memory,
+                memory=self._memories[recovering],
                 progress=self._progress,
                 places=partial(self.transport.capacity, recovering),
                 on_claimed=self._on_claimed,
@@ -117,16 +124,17 @@ class Sender:
     def stop(self) -> None:
         """Begin no request any more. What is claimed and not sent is given back."""
         self._stopping.set()
-        self._wakes.close()
 
     def drain(self, timeout: float) -> bool:
         """`stop`, and wait until all that was in flight is settled; whether that was in time."""
         self.stop()
+        self._wakes.close()
         return self._progress.wait(timeout)
 
     def close(self) -> None:
         """Stop, and end the threads once they have done what they have. Not to be used after."""
         self.stop()
+        self._wakes.close()
         for claimer in self._claimers.values():
             claimer.close()
         self._progress.wait(CLOSE_TIMEOUT)
@@ -208,7 +216,7 @@ class Sender:
         self._answered(lane, delivery, judged)
 
     def _answered(self, lane: OpenLane, delivery: ClaimedDelivery, judged: Judged) -> None:
-        self._forget_body(delivery)
+        self._forget_body(lane, delivery)
         started_at = time.time() - judged.duration_ms / 1000
         spread = random.random()  # noqa: S311 - spreads retries, guards nothing
         result = lane.answered(delivery, judged, started_at, spread)
@@ -222,14 +230,14 @@ class Sender:
 
     def _release(self, lane: OpenLane, end: LaneEnd, result: Result | None) -> None:
         for delivery in end.unsent:
-            self._forget_body(delivery)
+            self._forget_body(lane, delivery)
         more = bool(end.unsent) or lane.claimed.more
         self._settlements.put(_Settlement(lane, result, end), urgent=more)
 
-    def _forget_body(self, delivery: ClaimedDelivery) -> None:
+    def _forget_body(self, lane: OpenLane, delivery: ClaimedDelivery) -> None:
         payload, delivery.payload = delivery.payload, None
         if payload is not None:
-            self._memory.release(payload)
+            self._memories[lane.recovering].release(payload)
 
     def _after_settling(self, settled: list[tuple[OpenLane, bool]]) -> None:
         now = time.monotonic()
@@ -259,8 +267,16 @@ class Sender:
                     [item.result for item in batch if item.result is not None],
                     [item.end for item in batch if item.end is not None],
                     repeated=repeated,
+                    uncounted={
+                        item.lane.claimed.subscription_id
+                        for item in batch
+                        if item.delay >= MAX_LOCKED_DELAY
+                    },
                 )
             except DATABASE_ERRORS as error:
+                if waited_too_long(error):
+                    self._settle_apart(batch)
+                    return
                 close_own_connection()
                 if time.monotonic() > min(item.give_up_at for item in batch):
                     logger.error("%d results could not be recorded: %s", len(batch), error)
@@ -278,11 +294,26 @@ class Sender:
                 self._settled(batch, settled, repeated=repeated)
                 return
 
+    def _settle_apart(self, batch: list[_Settlement]) -> None:
+        """Something of this batch waits for a lock: each subscription by itself, then later."""
+        groups: dict[UUID, list[_Settlement]] = {}
+        for item in batch:
+            groups.setdefault(item.lane.claimed.subscription_id, []).append(item)
+        if len(groups) > 1:
+            for group in groups.values():
+                self._settle_batch(group)
+            return
+        for item in batch:
+            if time.monotonic() > item.give_up_at:
+                self._abandon([item])
+            else:
+                self._settlements.put_later(item, item.delay)
+                item.delay = min(MAX_LOCKED_DELAY, 2 * item.delay)
+
     def _settled(self, batch: list[_Settlement], settled: Settled, *, repeated: bool) -> None:
         if settled.locked_results or settled.locked_ends:
             batch = self._set_aside(batch, settled)
         ends = [(item.lane, item.end) for item in batch if item.end is not None]
-        self._go_on(ends, settled, repeated=repeated)
         advance = [
             (item.lane, item.result.delivery.id not in settled.given_up)
             for item in batch
@@ -290,8 +321,11 @@ class Sender:
         ]
         if advance:
             self.transport.call_soon(partial(self._after_settling, advance))
-        for _ in ends:
-            self._progress.end()
+        try:
+            self._go_on(ends, settled, repeated=repeated)
+        finally:
+            for _ in ends:
+                self._progress.end()
 
     def _set_aside(self, batch: list[_Settlement], settled: Settled) -> list[_Settlement]:
         """What another transaction has locked waits by itself, longer each time.
@@ -345,8 +379,9 @@ class Sender:
             for seconds in end.wake_in:
                 if seconds <= SOON:
                     self._wake_later(subscription_id, seconds + WAKE_SLACK)
-            more = repeated or end.unsent or end.lane.more or subscription_id in settled.wake_again
-            if not more or end.backoff:
+            # A wake-up that came meanwhile may be of a reset, after which the backoff is over.
+            more = repeated or subscription_id in settled.wake_again
+            if not more and (end.backoff or not (end.unsent or end.lane.more)):
                 continue
             if end.failures and not lane.recovering:
                 to_recover.append(subscription_id)
@@ -378,7 +413,8 @@ def _call_all(calls: list[Callable[[], None]]) -> None:
 
 
 _senders: dict[int, Sender] = {}
-_senders_lock = threading.Lock()
+# Reentrant, because a signal's handler may ask for the sender while its thread is here.
+_senders_lock = threading.RLock()
 
 
 def sender() -> Sender:

@@ -60,10 +60,16 @@ class Settled:
 
 
 def settle(
-    results: Sequence[Result], ends: Sequence[LaneEnd], *, repeated: bool = False
+    results: Sequence[Result],
+    ends: Sequence[LaneEnd],
+    *,
+    repeated: bool = False,
+    uncounted: Collection[UUID] = (),
 ) -> Settled:
     """Write down `results` and release the lanes of `ends`.
 
+    `uncounted`: subscriptions whose rows are locked for so long that their circuits are not
+    waited for any more: what was sent must be written before its lease ends.
     `repeated`: the same call was made before, and may have been written though it failed.
 
     A row that cannot be written never fails the others: the batch is then settled one by one,
@@ -82,7 +88,8 @@ def settle(
         ]
         some_ends = [end for end in ends if (end.lane.subscription_id in failing) is not plain]
         if some or some_ends:
-            settled.add(_settle_safely(some, some_ends, _settle_plain if plain else _settle_all))
+            write = partial(_settle_plain if plain else _settle_all, uncounted=uncounted)
+            settled.add(_settle_safely(some, some_ends, write))
     return settled
 
 
@@ -129,12 +136,15 @@ def _unwritable(result: Result, error: Exception) -> Result:
     )
 
 
-def _settle_plain(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
+def _settle_plain(
+    results: Sequence[Result], ends: Sequence[LaneEnd], *, uncounted: Collection[UUID]
+) -> Settled:
     """Nothing but successes, of which no circuit trips: one statement, which commits by itself."""
     lanes = {}
     for lane in sorted((result.lane for result in results), key=lambda lane: lane.epoch):
         # The highest epoch comes last and wins; older ones count for nothing anyway.
-        lanes[lane.subscription_id] = lane.epoch
+        if lane.subscription_id not in uncounted:
+            lanes[lane.subscription_id] = lane.epoch
     with worker_cursor() as cursor:
         settled, recovered_at = _write(cursor, results, ends, healthy=lanes)
     if recovered_at is not None:
@@ -144,15 +154,22 @@ def _settle_plain(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled
     return settled
 
 
-def _settle_all(results: Sequence[Result], ends: Sequence[LaneEnd]) -> Settled:
+def _settle_all(
+    results: Sequence[Result], ends: Sequence[LaneEnd], *, uncounted: Collection[UUID]
+) -> Settled:
     """The circuits first: what trips is held. All of it or nothing."""
-    wanted = {result.lane.subscription_id for result in results}
+    wanted = {result.lane.subscription_id for result in results}.difference(uncounted)
     with transaction.atomic(), worker_cursor() as cursor:
         locked = _lock(cursor, wanted)
         writable = [result for result in results if result.lane.subscription_id not in locked]
         recorded = _record_attempts(cursor, writable)
         tripped = _count_for_circuits(
-            [result for result in writable if (result.delivery.id, _number(result)) in recorded]
+            [
+                result
+                for result in writable
+                if (result.delivery.id, _number(result)) in recorded
+                and result.lane.subscription_id in wanted
+            ]
         )
         settled, _ = _write(
             cursor,

@@ -26,7 +26,6 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-import kombu.exceptions
 import redis
 from celery import current_app
 from django.conf import settings
@@ -57,12 +56,6 @@ ADDED_AT_ONCE = 1000
 TAKEN_AT_ONCE = 200
 # How far apart the ids of one event are in the order of the due set, in milliseconds.
 SPREAD = 10
-
-_BROKER_ERRORS = (
-    kombu.exceptions.OperationalError,
-    redis.RedisError,
-    OSError,
-)
 
 
 class Outage:
@@ -222,7 +215,9 @@ def _send(ids: Sequence[str], queue: str) -> bool:
     try:
         with current_app.producer_or_acquire() as producer:
             current_app.send_task(TASK, (list(ids),), queue=queue, producer=producer)
-    except _BROKER_ERRORS as error:
+    except Exception as error:
+        # Whatever a broker may raise, one that refuses the login for example: no caller can do
+        # anything about it, and the sweep finds the rows.
         broker_outage.begin(error)
         return False
     broker_outage.end()
@@ -257,6 +252,10 @@ class Listener:
     def bell_outlasts_a_wait(self) -> bool:
         """Whether the bell stays up for another wait, without being rung again."""
         return time.monotonic() - self._rung_at < 0.9 * (BELL_SECONDS - WAIT_SECONDS)
+
+    def silence(self) -> None:
+        """Take the bell down in any case. Raises `redis.RedisError`."""
+        client().delete(self._names[1])
 
     def stop(self) -> bool:
         """Take the bell down, if nothing is due; whether it was. Raises `redis.RedisError`."""

@@ -7,6 +7,15 @@ from typing import Any
 from django.db import models
 
 
+def check_patterns(value: Any) -> None:
+    """Raise `TypeError` for anything but a list, or an expression."""
+    if not isinstance(value, list | tuple) and not hasattr(value, "resolve_expression"):
+        raise TypeError(
+            "topic_patterns is a list of patterns, such as ['order.>']; "
+            f"{str(value)[:100]!r} is a {type(value).__name__}."
+        )
+
+
 class TopicPatternsField(models.JSONField):
     """A list of topic patterns, as JSON.
 
@@ -15,9 +24,5 @@ class TopicPatternsField(models.JSONField):
     """
 
     def get_db_prep_save(self, value: Any, connection: Any) -> Any:
-        if not isinstance(value, list | tuple) and not hasattr(value, "resolve_expression"):
-            raise TypeError(
-                f"{self.name} is a list of patterns, such as ['order.>']; "
-                f"{str(value)[:100]!r} is a {type(value).__name__}."
-            )
+        check_patterns(value)
         return super().get_db_prep_save(value, connection)

@@ -239,7 +239,7 @@ def test_the_bodies_that_a_process_holds_have_a_limit(
 ) -> None:
     """Slow receivers and large payloads: what one process holds does not grow with their number."""
     configure(max_payload_bytes=2**20)
-    sender._memory.limit = 300_000
+    sender._memories[False].limit = 300_000
     body = "x" * 60_000
     subscriptions = [
         make_subscription(url=receiver.url, topic_patterns=[f"to.{n}"], max_in_flight=2)
@@ -250,14 +250,15 @@ def test_the_bodies_that_a_process_holds_have_a_limit(
     )
     script.always = Answer(200, delay=0.02)
     held: list[int] = []
-    hold = sender._memory.hold
+    memory = sender._memories[False]
+    hold = memory.hold
 
     def note(payloads: Any) -> None:
         hold(payloads)
-        held.append(sender._memory.held)
+        held.append(memory.held)
 
-    sender._memory.hold = note  # type: ignore[method-assign]
+    memory.hold = note  # type: ignore[method-assign]
     sender.serve([one.pk for one in subscriptions], recovering=False)
     assert all(statuses(one) == {"succeeded": 6} for one in subscriptions)
     assert max(held) <= 300_000 + 61_000, "the limit, and one body"
-    assert sender._memory.held == 0
+    assert memory.held == 0

@@ -28,6 +28,7 @@ from tests.deliveries.sending import (
     the_delivery,
 )
 from tests.factories import make_subscription, statuses
+from tests.webhooks_project.waiting import eventually
 from webhooks_project.receiver import Answer, Receiver
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -233,3 +234,22 @@ def test_a_delivery_of_which_nothing_can_be_written_does_not_take_the_others_alo
     send(subscription)
     assert statuses(subscription) == {"pending": 1, "succeeded": 4}
     assert Delivery.objects.get(pk=first.pk).status == "pending"
+
+
+def test_a_row_that_stays_locked_keeps_no_success_from_being_written(
+    sender: Sender, receiver: Receiver
+) -> None:
+    """Else its lease would end, and it would be sent again and again while the lock lasts."""
+    from django.db import transaction
+
+    locked = make_subscription(url=receiver.url)
+    publish("test.one", {})
+    with transaction.atomic():
+        Subscription.objects.select_for_update().get(pk=locked.pk)
+        thread = threading.Thread(
+            target=sender.serve, args=([locked.pk],), kwargs={"recovering": True}
+        )
+        thread.start()
+        eventually(lambda: statuses(locked) == {"succeeded": 1})
+    thread.join(20)
+    assert len(receiver.received) == 1

@@ -42,6 +42,8 @@ DUE = 10_000
 SLOW, SLOW_RATE = 10, 15.0
 # The p99 of the healthy with the bad ones about, over that without them.
 MOST = 1.3
+# Beside a few milliseconds, so much more is no harm, in seconds: a slice of Python and a commit.
+ROOM = 0.005
 DEADLINE_SLACK = 0.5
 
 # As in production: ten seconds for a request, retries after 1, 2 and 4.
@@ -150,7 +152,7 @@ def compare(
         samples=f"{sum(map(len, without))} and {sum(map(len, among))}",
         **more,
     )
-    assert loud <= MOST * quiet
+    assert loud <= max(MOST * quiet, quiet + ROOM)
 
 
 @pytest.mark.alone
