@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar
 
-from django.contrib.postgres.indexes import GinIndex
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, transaction
@@ -22,7 +21,7 @@ from subscriptions import circuit
 from subscriptions.conf import conf
 from subscriptions.ids import uuid7
 from subscriptions.secrets import crypto, signing_secrets
-from subscriptions.topics.fields import TopicPatternsField, check_patterns
+from subscriptions.topics.fields import PatternsIndex, TopicPatternsField, check_patterns
 from subscriptions.validators import (
     validate_destination,
     validate_headers,
@@ -194,7 +193,7 @@ class Subscription(models.Model):
         ]
         indexes: ClassVar = [
             # Publishing finds the subscriptions that have one of the patterns which match.
-            GinIndex(fields=["topic_patterns"], name="subscription_topics", fastupdate=False),
+            PatternsIndex(fields=["topic_patterns"], name="subscription_topics", fastupdate=False),
             # The sweep asks every few seconds which tripped circuits are due for a probe.
             models.Index(
                 fields=["next_probe_at"],
