@@ -97,12 +97,14 @@ class Transport:
         timeout: float | None = None,
         start_by: float | None = None,
         recovering: bool = False,
+        owner: str = "",
     ) -> None:
         """Send `request`; `on_done(exchange)` is called exactly once, whatever happens.
 
         While all places are taken, the request waits; `timeout` runs from its start. One that
         has not been started by `start_by` (of `time.monotonic()`) is not sent at all: its error
         is `NotStarted`. `recovering` requests have places of their own, see `Transport`.
+        Connections are kept for requests of the same `owner` alone.
 
         It is called on the transport's own thread, which drives every other request: it must be
         quick, must not block, and may submit. An exception in it is logged and goes no further.
@@ -119,7 +121,7 @@ class Transport:
             timeout = self._timeout
         else:
             _checked_timeout(timeout)
-        job = Job(request, on_done, timeout, start_by)
+        job = Job(request, on_done, timeout, start_by, owner)
         driver = self._driver
         while driver is None or not driver.submit(job, recovering):
             driver = self._running_driver(driver)

@@ -274,8 +274,8 @@ class Driver:
             logger.exception("the URL of a request could not be read")
             self._fail(job, LocalFault(f"the URL could not be read ({type(error).__name__})"))
             return
-        if target.pin is not None:
-            self._launch(job, target.destination, target.pin, now)
+        if target.pins is not None:
+            self._launch(job, target.destination, target.pins[job.owner], now)
             return
         name = self._names.get(target.destination.host, now)
         if name.must_wait(now):
@@ -303,7 +303,7 @@ class Driver:
             # A new exception for each request: they are raised, and must not share a traceback.
             self._fail(job, type(name.found)(*name.found.args))
         else:
-            self._launch(job, destination, name.pin(destination.port), now)
+            self._launch(job, destination, name.pin(destination.port, job.owner), now)
 
     def _give_up_on_names(self) -> None:
         now = time.monotonic()

@@ -23,6 +23,7 @@ class Job:
         "destination",
         "name",
         "on_done",
+        "owner",
         "request",
         "start_by",
         "started",
@@ -41,11 +42,13 @@ class Job:
         on_done: Callable[[Exchange], None],
         timeout: float,
         start_by: float | None,
+        owner: str,
     ) -> None:
         self.request = request
         self.on_done = on_done
         self.timeout = timeout
         self.start_by = start_by
+        self.owner = owner
         self.destination: Destination | None = None
 
 

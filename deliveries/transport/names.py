@@ -30,7 +30,8 @@ from subscriptions.destinations import DestinationRefused, check_addresses
 SLOW_LOOKUP = 1.0
 FAILURE_CACHE = 1.0
 
-# Names that are remembered: those that were used last. libcurl has room for 29,999 pins.
+# Names that are remembered: those that were used last. libcurl has room for 29,999 pins, of
+# which a name has one for each port and owner.
 MAX_NAMES = 20_000
 
 # Of the addresses of a name all are judged, and so many are dialled one after the other.
@@ -65,13 +66,26 @@ class Pin:
 
     __slots__ = ("addresses", "connect_to", "resolve")
 
-    def __init__(self, port: int, addresses: Sequence[str], *, literal: bool = False) -> None:
+    def __init__(self, port: int, addresses: Sequence[str]) -> None:
         self.addresses = frozenset(map(ipaddress.ip_address, addresses))
-        spelled = [f"[{a}]" if ":" in a else a for a in addresses]
-        name = spelled[0] if literal else f"pin-{next(_pin_numbers)}.invalid"
+        spelled = ",".join(f"[{a}]" if ":" in a else a for a in addresses)
+        name = f"pin-{next(_pin_numbers)}.invalid"
         self.connect_to = [f"::{name}:"]
         # "+": the entry expires, so that names of pins that nobody uses are forgotten.
-        self.resolve = [] if literal else [f"+{name}:{port}:{','.join(spelled)}"]
+        self.resolve = [f"+{name}:{port}:{spelled}"]
+
+
+class Pins(dict[str, Pin]):
+    """Pins to the same addresses, by the owner of the connections that are made with them."""
+
+    def __init__(self, port: int, addresses: Sequence[str]) -> None:
+        super().__init__()
+        self._port = port
+        self._addresses = addresses
+
+    def __missing__(self, owner: str) -> Pin:
+        pin = self[owner] = Pin(self._port, self._addresses)
+        return pin
 
 
 class Name:
@@ -104,18 +118,18 @@ class Name:
         self.failing_since: float | None = None
         self.slow = False
         self.waiting: dict[Any, None] = {}
-        self.pins: dict[int, Pin] = {}
+        self.pins: dict[int, Pins] = {}
 
     def must_wait(self, now: float) -> bool:
         """Whether a request has to wait for the lookup that is under way."""
         return self.under_way and now >= self.usable_until
 
-    def pin(self, port: int) -> Pin:
-        pin = self.pins.get(port)
-        if pin is None:
+    def pin(self, port: int, owner: str) -> Pin:
+        pins = self.pins.get(port)
+        if pins is None:
             assert isinstance(self.found, tuple)
-            pin = self.pins[port] = Pin(port, self.found)
-        return pin
+            pins = self.pins[port] = Pins(port, self.found)
+        return pins[owner]
 
 
 class NameBook:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from requests.exceptions import InvalidSchema, InvalidURL
 
 from deliveries.transport.errors import DestinationBlocked
-from deliveries.transport.names import Pin
+from deliveries.transport.names import Pins
 from subscriptions.conf import Network
 from subscriptions.destinations import (
     Destination,
@@ -25,10 +25,10 @@ MAX_TARGETS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL that was taken apart, and the pin of a literal address."""
+    """A URL that was taken apart, and the pins of a literal address."""
 
     destination: Destination
-    pin: Pin | None
+    pins: Pins | None
 
 
 def target_reader(allowed: Sequence[Network]) -> Callable[[str], Target]:
@@ -49,7 +49,6 @@ def target_reader(allowed: Sequence[Network]) -> Callable[[str], Target]:
             raise DestinationBlocked(str(error)) from None
         if destination.address is None:
             return Target(destination, None)
-        pin = Pin(destination.port, (str(destination.address),), literal=True)
-        return Target(destination, pin)
+        return Target(destination, Pins(destination.port, (str(destination.address),)))
 
     return read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import queue
 import socket
 import ssl
 import termios
@@ -16,7 +17,7 @@ import pytest
 import requests
 import trustme
 
-from deliveries.transport import Transport, polling
+from deliveries.transport import Exchange, Transport, polling
 from deliveries.transport.libcurl import pycurl
 from tests.deliveries.transport import hostile
 from tests.deliveries.transport.conftest import post
@@ -54,7 +55,8 @@ def has_arrived(sock: socket.socket) -> bool:
 class EarlyBird:
     """The first connections answer one request with 200; then `after` happens to them, unasked.
 
-    They would answer further requests with 502; later connections answer with 503.
+    That is when `read` is set: what comes with an answer itself is another matter. They would
+    answer further requests with 502; later connections answer with 503.
     """
 
     def __init__(self, number: int, after: Callable[[Connection], None]) -> None:
@@ -62,6 +64,7 @@ class EarlyBird:
         self._first = number
         self._lock = threading.Lock()
         self._after = after
+        self.read = threading.Event()
         self.over = threading.Semaphore(0)
 
     def __call__(self, connection: Connection) -> None:
@@ -74,7 +77,7 @@ class EarlyBird:
             connection.read_request()
         self._all_asked.wait(10)
         connection.send(OK)
-        connection.pause()
+        assert self.read.wait(10)
         self._after(connection)
         until(lambda: has_arrived(connection.sock))
         self.over.release()
@@ -91,7 +94,7 @@ def statuses(transport: Transport, server: Receiver, number: int) -> list[int | 
     ]
 
 
-@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("number", [1, 20])
 @pytest.mark.parametrize("status", [200, 410])
 def test_an_answer_that_comes_before_its_request_is_not_taken_for_the_next(
     wire: tuple[Transport, ssl.SSLContext | None], status: int, number: int
@@ -100,9 +103,35 @@ def test_an_answer_that_comes_before_its_request_is_not_taken_for_the_next(
     bird = EarlyBird(number, lambda connection: connection.send(answer(status)))
     with receiver(bird, context) as server:
         assert statuses(transport, server, number) == [200] * number
+        bird.read.set()
+        bird.read.set()
         for _ in range(number):
             assert bird.over.acquire(timeout=10)
         assert statuses(transport, server, number) == [503] * number
+
+
+def test_an_answer_that_comes_with_another_is_never_taken_for_another_owners(
+    wire: tuple[Transport, ssl.SSLContext | None],
+) -> None:
+    """With TLS, libcurl takes it for the next one's: only the receiver's own deliveries see it."""
+    transport, context = wire
+
+    def two_answers(connection: Connection) -> None:
+        connection.read_request()
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        connection.send(OK)
+        connection.send(answer(410))
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+        connection.hold()
+
+    with receiver(two_answers, context) as server:
+        for owner in ("hostile", "other", "another"):
+            ended: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
+            transport.submit(post(server.url), ended.put, owner=owner)
+            response = ended.get(timeout=10).response
+            assert response is not None
+            assert response.status_code == 200
+        assert server.connections == 3
 
 
 @pytest.mark.parametrize("requests_after", [1, 20])
@@ -113,6 +142,8 @@ def test_connections_that_all_close_at_once_fail_no_request(
     bird = EarlyBird(20, lambda connection: connection.sock.shutdown(2))
     with receiver(bird, context) as server:
         assert statuses(transport, server, 20) == [200] * 20
+        bird.read.set()
+        bird.read.set()
         for _ in range(20):
             assert bird.over.acquire(timeout=10)
         assert statuses(transport, server, requests_after) == [503] * requests_after
