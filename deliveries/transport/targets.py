@@ -37,6 +37,9 @@ def target_reader(allowed: Sequence[Network]) -> Callable[[str], Target]:
     It raises `InvalidSchema`, `InvalidURL` or `DestinationBlocked`.
     """
 
+    # Two URLs with the same address share its connections.
+    pins_of = lru_cache(maxsize=MAX_TARGETS)(lambda port, address: Pins(port, (address,)))
+
     @lru_cache(maxsize=MAX_TARGETS)
     def read(url: str) -> Target:
         try:
@@ -49,6 +52,6 @@ def target_reader(allowed: Sequence[Network]) -> Callable[[str], Target]:
             raise DestinationBlocked(str(error)) from None
         if destination.address is None:
             return Target(destination, None)
-        return Target(destination, Pins(destination.port, (str(destination.address),)))
+        return Target(destination, pins_of(destination.port, str(destination.address)))
 
     return read

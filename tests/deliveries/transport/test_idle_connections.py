@@ -134,6 +134,16 @@ def test_an_answer_that_comes_with_another_is_never_taken_for_another_owners(
         assert server.connections == 3
 
 
+def test_the_urls_of_one_address_share_its_connections(
+    wire: tuple[Transport, ssl.SSLContext | None],
+) -> None:
+    transport, context = wire
+    with receiver(hostile.answers(OK), context) as server:
+        for number in range(3):
+            assert transport.send(post(f"{server.url}/{number}")).status_code == 200
+        assert server.connections == 1
+
+
 @pytest.mark.parametrize("requests_after", [1, 20])
 def test_connections_that_all_close_at_once_fail_no_request(
     wire: tuple[Transport, ssl.SSLContext | None], requests_after: int
