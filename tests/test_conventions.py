@@ -13,7 +13,7 @@ from django.apps import apps
 from subscriptions.conf import PREFIX, PROCESS_VARIABLES, WebhookSettings
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("webhooks_project", "deliveries", "subscriptions")
+PACKAGES = ("webhooks_project", "api", "deliveries", "subscriptions")
 MAX_LINES = 450
 
 
@@ -107,7 +107,7 @@ def test_what_the_page_on_architecture_names_exists() -> None:
 
 
 def test_no_project_is_asked_for_migrations_of_ours_whatever_its_default_id_is() -> None:
-    for app in ("subscriptions", "deliveries"):
+    for app in ("subscriptions", "deliveries", "api"):
         assert apps.get_app_config(app).default_auto_field == "django.db.models.BigAutoField"
 
 

@@ -100,12 +100,15 @@ INSTALLED_APPS = [
     "django_celery_beat",
     "subscriptions",
     "deliveries",
+    "api",
+    "ninja",
     "webhooks_project",
 ]
 
 MIDDLEWARE = [
     "webhooks_project.loops.RefuseOwnWebhooks",
     "django.middleware.security.SecurityMiddleware",
+    "api.middleware.AnswerApi",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",

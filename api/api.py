@@ -1,0 +1,98 @@
+"""The API put together: routes, errors, the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse
+from ninja import NinjaAPI
+from ninja.errors import HttpError, ValidationErrorContext
+from ninja.errors import ValidationError as NinjaValidationError
+from ninja.openapi.schema import OpenAPISchema
+from ninja.parser import Parser
+
+from api import problems
+from api.auth import ApiKeyAuth
+from api.json import escape, parse
+from api.problems import Problem, invalid
+from api.v1 import deliveries, events, subscriptions
+
+
+class _Parser(Parser):
+    def parse_body(self, request: HttpRequest) -> Any:
+        return parse(request.body)
+
+
+class _Document(OpenAPISchema):
+    """What ninja writes, with scopes, and errors in the media type that they have."""
+
+    def operation_security(self, operation: Any) -> Any:
+        security = super().operation_security(operation)
+        for requirement, auth in zip(security or [], operation.auth_callbacks, strict=True):
+            if isinstance(auth, ApiKeyAuth):
+                requirement[type(auth).__name__] = [auth.scope]
+        return security
+
+    def responses(self, operation: Any) -> Any:
+        found = super().responses(operation)
+        for status, answer in found.items():
+            if status >= 400 and "content" in answer:
+                answer["content"] = {problems.MEDIA_TYPE: answer["content"]["application/json"]}
+        return found
+
+
+class Api(NinjaAPI):
+    """Ninja's, with a strict parser, and every error as a `Problem`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"parser": _Parser(), **options})
+
+    def set_default_exception_handlers(self) -> None:
+        self.add_exception_handler(Exception, _answer)
+
+    def validation_error_from_error_contexts(
+        self, error_contexts: list[ValidationErrorContext[Any]]
+    ) -> NinjaValidationError:
+        raise invalid([error for context in error_contexts for error in _errors(context)])
+
+    def get_openapi_schema(self, **kwargs: Any) -> OpenAPISchema:
+        return _Document(self, "/api/")
+
+
+def _answer(request: HttpRequest, error: Any) -> HttpResponse:
+    # Ninja hides what the parser raised behind an error of its own.
+    if isinstance(error, HttpError) and isinstance(error.__cause__, Problem):
+        error = error.__cause__
+    return problems.from_exception(error).response()
+
+
+def _errors(context: ValidationErrorContext[Any]) -> list[dict[str, str]]:
+    model: Any = context.model
+    found = []
+    for error in context.pydantic_validation_error.errors(include_url=False, include_input=False):
+        place = list(model.__ninja_flatten_map_reverse__.get(error["loc"], error["loc"]))
+        detail = error["msg"]
+        source = model.__ninja_param_source__
+        if source == "body":
+            # The first step is the name of the view's argument.
+            if getattr(model, "__read_from_single_attr__", None):
+                del place[:1]
+            steps = "".join(f"/{escape(str(step))}" for step in place)
+            found.append({"pointer": steps, "detail": detail})
+        else:
+            name = str(place[-1]) if place else ""
+            found.append({"header" if source == "header" else "parameter": name, "detail": detail})
+    return found
+
+
+api = Api(
+    title="Webhooks",
+    version="1",
+    description="Publish events, manage subscriptions, see and repeat deliveries.",
+    urls_namespace="api",
+    docs_url="/docs",
+    openapi_url="/openapi.json",
+)
+api.add_router("/v1/subscriptions", subscriptions.router)
+api.add_router("/v1/events", events.router)
+api.add_router("/v1/deliveries", deliveries.router)

@@ -1,0 +1,72 @@
+"""The way of a request to `/api/`: past sessions, CSRF tokens and messages, and never to HTML.
+
+It comes after the middleware that concerns every answer, and calls the view itself: what comes
+below is for people with a browser, and costs a request of a program half its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from django.core.exceptions import DisallowedHost
+from django.http import HttpRequest, HttpResponse
+from django.urls import Resolver404, resolve
+
+from api import problems
+from api.problems import Problem
+
+PREFIX = "/api/"
+
+
+class AnswerApi:
+    """Answers everything under `/api/`, with a problem (RFC 9457) if it cannot."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        if not f"{request.path_info}/".startswith(PREFIX):
+            return self._get_response(request)
+        try:
+            response = _answer(request)
+        except Exception as error:
+            response = problems.from_exception(error).response()
+        response.setdefault("Cache-Control", "no-store")
+        # What a program got wrong is not for the log of the server, where Django would write it.
+        response._has_been_logged = True  # type: ignore[attr-defined]
+        return response
+
+
+def _answer(request: HttpRequest) -> HttpResponse:
+    try:
+        request.get_host()
+    except DisallowedHost:
+        raise Problem(
+            400,
+            "bad-host",
+            "This host name is not served here",
+            "The header Host names none of WEBHOOKS_ALLOWED_HOSTS.",
+        ) from None
+    try:
+        request.resolver_match = match = resolve(request.path_info)
+    except Resolver404:
+        raise problems.not_found(f"There is no {request.path_info[:200]!r}.") from None
+    is_head = request.method == "HEAD"
+    if is_head:
+        request.method = "GET"
+    response: HttpResponse = match.func(request, *match.args, **match.kwargs)
+    if response.status_code == 405:
+        allowed = sorted(response["Allow"].split(", "))
+        if "GET" in allowed:
+            allowed.insert(1, "HEAD")
+        raise Problem(
+            405,
+            "method-not-allowed",
+            "This is not done with this method",
+            f"{request.method} is not a method of this; {', '.join(allowed)} can be used.",
+            headers={"Allow": ", ".join(allowed)},
+        )
+    if is_head:
+        response["Content-Length"] = str(len(response.content))
+        response.content = b""
+    return response

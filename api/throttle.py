@@ -1,0 +1,1 @@
+"""429 for a key that asks too often."""

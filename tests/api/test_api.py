@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from api import keys
+from api.models import ApiKey
+from tests.api.calls import Caller
+
+pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.api.routes")]
+
+
+def is_problem(response: Any, status: int, type: str) -> dict[str, Any]:
+    assert response.status_code == status, response.content
+    assert response["Content-Type"] == "application/problem+json"
+    assert not response.cookies
+    assert response.data["type"] == f"/api/problems#{type}"
+    assert response.data["status"] == status
+    assert response.data["title"]
+    found: dict[str, Any] = response.data
+    return found
+
+
+def test_a_key_with_the_scope_may() -> None:
+    response = Caller("events:write").call("POST", "/api/v1/things", {"name": "a", "payload": {}})
+    assert response.status_code == 200
+    assert response.data == {"name": "a", "payload": {}}
+
+
+def test_a_missing_scope_is_named() -> None:
+    response = Caller("events:write").call("GET", "/api/v1/things")
+    problem = is_problem(response, 403, "missing-scope")
+    assert problem["scope"] == "deliveries:read"
+    assert "deliveries:read" in problem["detail"]
+
+
+@pytest.mark.parametrize("text", ["", "whk_", "whk_aaaaaaaa_" + "a" * 43, "x" * 10_000, "ä"])
+def test_without_a_key_nothing_is_done(text: str) -> None:
+    response = Caller(key_text=text).call("GET", "/api/v1/things")
+    is_problem(response, 401, "unauthorized")
+    assert response["WWW-Authenticate"].startswith("Bearer")
+
+
+def test_a_revoked_and_an_expired_key_are_refused() -> None:
+    caller = Caller()
+    assert caller.call("GET", "/api/v1/things").status_code == 200
+    ApiKey.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    is_problem(caller.call("GET", "/api/v1/things"), 401, "unauthorized")
+    ApiKey.objects.update(expires_at=timezone.now() + timedelta(seconds=100))
+    assert caller.call("GET", "/api/v1/things").status_code == 200
+    keys.revoke(ApiKey.objects.all())
+    is_problem(caller.call("GET", "/api/v1/things"), 401, "unauthorized")
+
+
+def test_wrong_paths_methods_and_bodies_are_problems() -> None:
+    caller = Caller("events:write")
+    is_problem(caller.call("GET", "/api/v1/nothing"), 404, "not-found")
+    is_problem(caller.call("GET", "/api"), 404, "not-found")
+    response = caller.call("DELETE", "/api/v1/things")
+    is_problem(response, 405, "method-not-allowed")
+    assert response["Allow"] == "GET, HEAD, POST"
+    is_problem(caller.call("POST", "/api/v1/things", b"{"), 400, "not-json")
+    problem = is_problem(
+        caller.call("POST", "/api/v1/things", {"name": 3, "payload": {}}), 422, "invalid"
+    )
+    assert [error["pointer"] for error in problem["errors"]] == ["/name"]
+    problem = is_problem(
+        caller.call("POST", "/api/v1/things", b'{"name": "a", "payload": {"a": {"b": 1, "b": 2}}}'),
+        422,
+        "invalid",
+    )
+    assert problem["errors"][0]["pointer"] == "/payload/a"
+    is_problem(Caller().call("GET", "/api/v1/things?limit=0"), 422, "invalid")
+    is_problem(Caller().call("GET", "/api/v1/things?cursor=%00"), 422, "bad-cursor")
+
+
+def test_errors_tell_nothing_of_the_server(settings: Any) -> None:
+    settings.DEBUG = True
+    caller = Caller()
+    response = caller.call("GET", "/api/v1/open?fails=database")
+    is_problem(response, 503, "unavailable")
+    assert response["Retry-After"]
+    assert b"hunter2" not in response.content
+    response = caller.call("GET", "/api/v1/open?fails=itself")
+    is_problem(response, 500, "internal-error")
+    assert b"hunter2" not in response.content
+    assert b"Traceback" not in response.content
+    response = caller.call("GET", "/api/v1/open?fails=conflict")
+    assert is_problem(response, 409, "duplicate-name")["other"] == 1
+    assert response["X-Test"] == "1"
+
+
+def test_pages_stay_right_while_rows_are_added() -> None:
+    caller = Caller(name="first")
+    for number in range(4):
+        keys.create_key(f"k{number}", ["events:write"], tenant="acme")
+    page = caller.call("GET", "/api/v1/things?limit=2").data
+    assert [row["name"] for row in page["data"]] == ["k3", "k2"]
+    keys.create_key("new", ["events:write"])
+    page = caller.call("GET", f"/api/v1/things?limit=2&cursor={page['next_cursor']}").data
+    assert [row["name"] for row in page["data"]] == ["k1", "k0"]
+    page = caller.call("GET", f"/api/v1/things?limit=2&cursor={page['next_cursor']}").data
+    assert [row["name"] for row in page["data"]] == ["first"]
+    assert page["next_cursor"] is None
+
+
+def test_a_key_of_a_tenant_sees_what_is_its_tenants() -> None:
+    Caller(tenant="other", name="a stranger's")
+    caller = Caller(tenant="acme", name="its own")
+    page = caller.call("GET", "/api/v1/things").data
+    assert [row["name"] for row in page["data"]] == ["its own"]
