@@ -77,6 +77,8 @@ def _errors(context: ValidationErrorContext[Any]) -> list[dict[str, str]]:
             # The first step is the name of the view's argument.
             if getattr(model, "__read_from_single_attr__", None):
                 del place[:1]
+            if not place and error["type"] == "missing":
+                detail = "A body is needed: a JSON document."
             steps = "".join(f"/{escape(str(step))}" for step in place)
             found.append({"pointer": steps, "detail": detail})
         else:

@@ -1,6 +1,7 @@
 """Who may call a route: `@router.get(…, auth=scope("deliveries:read"))`.
 
-401 without a key, or with one that is wrong, expired or revoked; 403 that names the missing scope.
+401 without a key, or with one that is wrong, expired or revoked; 429 for one that asks too often;
+403 that names the missing scope.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from django.http import HttpRequest
 from django.views.decorators.debug import sensitive_variables
 from ninja.security.base import AuthBase
 
-from api import keys
+from api import bodies, keys, throttle
 from api.keys import Caller
 from api.models import SCOPES
 from api.problems import Problem
 
 
 class ApiKeyAuth(AuthBase):
-    """Checks the key, and then that it has the scope. `request.auth` is a `Caller`."""
+    """Checks the key, and that it has the scope; only then is the body read.
+
+    `request.auth` is a `Caller`.
+    """
 
     openapi_type = "http"
     openapi_scheme = "bearer"
@@ -39,6 +43,7 @@ class ApiKeyAuth(AuthBase):
         caller = keys.find(text.strip())
         if caller is None:
             raise _unauthorized("The key is wrong, has expired or was revoked.", "invalid_token")
+        throttle.count(caller.key_id)
         if self.scope not in caller.scopes:
             raise Problem(
                 403,
@@ -48,6 +53,7 @@ class ApiKeyAuth(AuthBase):
                 f"{', '.join(sorted(caller.scopes))}.",
                 scope=self.scope,
             )
+        bodies.read(request)
         return caller
 
 

@@ -112,18 +112,18 @@ def revoke(keys: QuerySet[ApiKey]) -> int:
 # One index is read, for each request: a key that was revoked is refused at once, by every process.
 _FIND = """
 SELECT id, name, digest, scopes::text, tenant, all_tenants,
-       last_used_at IS NULL OR last_used_at < now() - interval '1 minute'
+       last_used_at IS NULL OR last_used_at < statement_timestamp() - interval '1 minute'
 FROM api_apikey
 WHERE prefix = %(prefix)s::text AND revoked_at IS NULL
-      AND (expires_at IS NULL OR expires_at > now())
+      AND (expires_at IS NULL OR expires_at > statement_timestamp())
 """
 # Of several requests at the same moment one writes, and nobody waits for it.
 _USED = """
-UPDATE api_apikey SET last_used_at = now()
+UPDATE api_apikey SET last_used_at = statement_timestamp()
 WHERE id = (
     SELECT id FROM api_apikey
     WHERE id = %(id)s::bigint
-          AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')
+          AND (last_used_at IS NULL OR last_used_at < statement_timestamp() - interval '1 minute')
     FOR NO KEY UPDATE SKIP LOCKED
 )
 """

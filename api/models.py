@@ -74,6 +74,13 @@ class ApiKey(models.Model):
         return f"{self.name} (whk_{self.prefix}…)"
 
     @property
+    def bound_to(self) -> str:
+        """The tenant in words."""
+        if self.all_tenants:
+            return "all tenants"
+        return self.tenant or "the application"
+
+    @property
     def state(self) -> str:
         """`"live"`, `"revoked"` or `"expired"`."""
         if self.revoked_at is not None:

@@ -152,7 +152,7 @@ def _setting(default: Any, parse: Callable[[str], Any], doc: str, *, secret: boo
 
 @dataclass(frozen=True, kw_only=True)
 class WebhookSettings:
-    """Every setting of the two apps. Times are in seconds unless the name says otherwise."""
+    """Every setting of the apps. Times are in seconds unless the name says otherwise."""
 
     circuit_threshold: int = _setting(
         5, _whole(1, 32767), "failures in a row that trip a subscription's circuit"
@@ -258,6 +258,14 @@ class WebhookSettings:
     )
     keep_failed_days: float = _setting(
         90.0, _seconds(0.0001), "days that failed and discarded deliveries are kept"
+    )
+    api_rate_limit: int = _setting(
+        1000,
+        _whole(0, 10**6),
+        "requests a second that one API key may send, with a second's worth at once; 0: any number",
+    )
+    api_max_body_bytes: int = _setting(
+        8 * 2**20, _whole(1024, 2**30), "the largest body of a request to the API, in bytes"
     )
     topic_groups: dict[str, tuple[str, ...]] = _setting(  # noqa: RUF009
         {}, _pattern_groups, "names for groups of topic patterns, as JSON"

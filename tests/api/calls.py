@@ -39,3 +39,15 @@ class Caller(Client):
         )
         response.data = json.loads(response.content) if response.content else None
         return response
+
+
+def is_problem(response: Any, status: int, type: str) -> dict[str, Any]:
+    """The problem of that type that the response must be."""
+    assert response.status_code == status, response.content
+    assert response["Content-Type"] == "application/problem+json"
+    assert not response.cookies
+    assert response.data["type"] == f"/api/problems#{type}"
+    assert response.data["status"] == status
+    assert response.data["title"]
+    found: dict[str, Any] = response.data
+    return found

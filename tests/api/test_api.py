@@ -8,20 +8,9 @@ from django.utils import timezone
 
 from api import keys
 from api.models import ApiKey
-from tests.api.calls import Caller
+from tests.api.calls import Caller, is_problem
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.api.routes")]
-
-
-def is_problem(response: Any, status: int, type: str) -> dict[str, Any]:
-    assert response.status_code == status, response.content
-    assert response["Content-Type"] == "application/problem+json"
-    assert not response.cookies
-    assert response.data["type"] == f"/api/problems#{type}"
-    assert response.data["status"] == status
-    assert response.data["title"]
-    found: dict[str, Any] = response.data
-    return found
 
 
 def test_a_key_with_the_scope_may() -> None:

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from api import throttle
+from deliveries.waking import wakeups
+from tests.conftest import empty_redis
+
+
+@pytest.fixture
+def no_buckets() -> Iterator[redis.Redis]:
+    """A Redis that is there, and nothing in it nor in this process's own count."""
+    throttle._buckets.clear()
+    wakeups.redis_outage._until = 0.0
+    with empty_redis() as client:
+        yield client
+    empty_redis().close()
+    throttle._buckets.clear()
+    wakeups.redis_outage._until = 0.0
