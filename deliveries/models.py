@@ -16,6 +16,7 @@ from django.db.models import Q
 
 from deliveries.body import parse_body
 from subscriptions.models import Subscription
+from subscriptions.tenants import MAX_LENGTH as MAX_TENANT_LENGTH
 
 
 class Event(models.Model):
@@ -26,10 +27,20 @@ class Event(models.Model):
     type = models.CharField(max_length=255, blank=True, default="")
     body = models.BinaryField()
     created_at = models.DateTimeField()
+    # Whose event it is; empty for the application itself.
+    tenant = models.CharField(max_length=MAX_TENANT_LENGTH, blank=True, default="", db_default="")
 
     class Meta:
         ordering: ClassVar = ["-created_at"]
-        indexes: ClassVar = [models.Index(fields=["created_at"], name="event_created")]
+        indexes: ClassVar = [
+            models.Index(fields=["created_at"], name="event_created"),
+            # A tenant's events, newest first. The application's own cost nothing.
+            models.Index(
+                fields=["tenant", "created_at", "id"],
+                name="event_of_tenant",
+                condition=~Q(tenant=""),
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.topic} {self.id}"
@@ -77,6 +88,9 @@ class Delivery(models.Model):
     # Since when, or when last, it was held.
     held_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
+    # Its subscription's, which never changes. What belongs to a tenant is the tenant's event too:
+    # only a subscription of the application itself gets events of others.
+    tenant = models.CharField(max_length=MAX_TENANT_LENGTH, blank=True, default="", db_default="")
 
     class Meta:
         ordering: ClassVar = ["-id"]
@@ -111,6 +125,15 @@ class Delivery(models.Model):
                 fields=["subscription", "status", "id"],
                 name="delivery_unsuccessful_of",
                 condition=Q(status__in=["failed", "discarded"]),
+            ),
+            # The same two for a tenant; the application's own deliveries cost nothing.
+            models.Index(
+                fields=["tenant", "id"], name="delivery_of_tenant", condition=~Q(tenant="")
+            ),
+            models.Index(
+                fields=["tenant", "status", "id"],
+                name="delivery_unsuccessful_tenant",
+                condition=Q(status__in=["failed", "discarded"]) & ~Q(tenant=""),
             ),
             # What a claim and the sweep read: small, because most rows are finished.
             models.Index(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar
 
-from django.core.exceptions import ValidationError
+from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, transaction
 from django.db.models import F, Q
@@ -20,13 +21,22 @@ from django.views.decorators.debug import sensitive_variables
 from subscriptions import circuit
 from subscriptions.conf import conf
 from subscriptions.ids import uuid7
+from subscriptions.querysets import TENANT_IS_FIXED, CircuitQuerySet
+from subscriptions.remembering import Remembering
 from subscriptions.secrets import crypto, signing_secrets
-from subscriptions.topics.fields import PatternsIndex, TopicPatternsField, check_patterns
+from subscriptions.tenants import MAX_LENGTH as MAX_TENANT_LENGTH
+from subscriptions.tenants import InvalidTenant, validate_tenant
+from subscriptions.topics.fields import (
+    PatternsIndex,
+    TopicPatternsField,
+    topic_keys,
+)
 from subscriptions.validators import (
     validate_destination,
     validate_headers,
     validate_name,
     validate_patterns,
+    validate_tenant_name,
 )
 
 
@@ -38,77 +48,7 @@ def _default_recovery() -> str:
     return conf().circuit_recovery
 
 
-# Fields that the circuit writes. An instance that never read them does not write them either.
-_CIRCUIT_FIELDS = {
-    "enabled",
-    "auto_disabled_at",
-    "consecutive_failures",
-    "last_success_at",
-    "last_failure_at",
-    "last_error",
-    "failing_by_network",
-    "circuit_epoch",
-    "probe_count",
-    "next_probe_at",
-}
-
-
-class SubscriptionQuerySet(models.QuerySet["Subscription"]):
-    def active(self) -> SubscriptionQuerySet:
-        return self.filter(enabled=True)
-
-    def paused(self) -> SubscriptionQuerySet:
-        return self.filter(enabled=False, auto_disabled_at=None)
-
-    def tripped(self) -> SubscriptionQuerySet:
-        return self.filter(enabled=False, auto_disabled_at__isnull=False)
-
-    def update(self, **values: Any) -> int:
-        """As Django's; `enabled`, `url` and `recovery` mean what they mean to `Subscription.save`.
-
-        Raises `ValueError` for `auto_disabled_at` and `circuit_epoch`, which the circuit alone
-        writes, and for `enabled` as an expression or by `bulk_update`.
-        """
-        if owned := {"auto_disabled_at", "circuit_epoch"} & values.keys():
-            raise ValueError(
-                f"{' and '.join(sorted(owned))} cannot be updated: the circuit alone writes it. "
-                "update(enabled=True) resets circuits, update(enabled=False) pauses."
-            )
-        if not {"enabled", "url", "recovery"} & values.keys():
-            return super().update(**values)
-        enabled = values.pop("enabled", None)
-        if not isinstance(enabled, bool | None):
-            raise ValueError(
-                "enabled must be True or False, for all of these subscriptions: enabling resets "
-                "their circuits. Instead of bulk_update call update(enabled=...) on those to "
-                "enable and on those to pause."
-            )
-        everything = self.model._base_manager.using(self.db)
-        with transaction.atomic(using=self.db):
-            chosen = everything.filter(pk__in=self.order_by().values("pk")).order_by("pk")
-            ids = list(chosen.select_for_update(no_key=True).values_list("pk", flat=True))
-            if enabled is False:
-                circuit.pause_active(ids)
-            if values:
-                everything.filter(pk__in=ids).update(**values)
-            if "url" in values:
-                circuit.begin_epoch(ids, new_receiver=True)
-            if "recovery" in values:
-                circuit.plan_probes(ids)
-            if enabled:
-                circuit.reset(ids)
-        return len(ids)
-
-    def bulk_update(
-        self, objs: Iterable[Subscription], fields: Iterable[str], *args: Any, **kwargs: Any
-    ) -> int:
-        """As Django's. `TypeError` for topic patterns that are no list, in every Django."""
-        objs, fields = list(objs), list(fields)
-        if "topic_patterns" in fields:
-            for subscription in objs:
-                check_patterns(subscription.topic_patterns)
-        return super().bulk_update(objs, fields, *args, **kwargs)
-
+class SubscriptionQuerySet(CircuitQuerySet["Subscription"]):
     def bulk_create(
         self, objs: Iterable[Subscription], *args: Any, **kwargs: Any
     ) -> list[Subscription]:
@@ -119,7 +59,7 @@ class SubscriptionQuerySet(models.QuerySet["Subscription"]):
         return made
 
 
-class Subscription(models.Model):
+class Subscription(Remembering):
     """A receiver's URL, the topic patterns it wants, and the state of its circuit.
 
     `save()` writes only the fields that this instance changed, so that a form that was open
@@ -133,12 +73,40 @@ class Subscription(models.Model):
         AUTOMATIC = "automatic", "automatic: probe it, and enable it once it answers"
         MANUAL = "manual", "manual: wait for an operator"
 
+    # Fields that the circuit writes.
+    written_elsewhere = frozenset(
+        {
+            "enabled",
+            "auto_disabled_at",
+            "consecutive_failures",
+            "last_success_at",
+            "last_failure_at",
+            "last_error",
+            "failing_by_network",
+            "circuit_epoch",
+            "probe_count",
+            "next_probe_at",
+        }
+    )
+
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    tenant = models.CharField(
+        max_length=MAX_TENANT_LENGTH,
+        blank=True,
+        default="",
+        db_default="",
+        validators=[validate_tenant_name],
+        help_text="Whose subscription this is, for good; empty for the application itself.",
+    )
+    all_tenants = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="Send it the events of every tenant: for the application's own only.",
+    )
     name = models.CharField(
         max_length=200,
-        unique=True,
         validators=[validate_name],
-        help_text="A name for operators and commands.",
+        help_text="A name for operators and commands, unique within its tenant.",
     )
     url = models.CharField(
         "URL",
@@ -184,16 +152,30 @@ class Subscription(models.Model):
     objects = SubscriptionQuerySet.as_manager()
 
     class Meta:
-        ordering: ClassVar = ["name"]
+        ordering: ClassVar = ["tenant", "name"]
         constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["tenant", "name"],
+                name="subscription_name_in_tenant",
+                violation_error_code="unique",
+                violation_error_message="The tenant has a subscription with this name already.",
+            ),
+            models.CheckConstraint(
+                name="subscription_for_all_tenants_is_the_applications",
+                condition=Q(all_tenants=False) | Q(tenant=""),
+                violation_error_code="all_tenants",
+                violation_error_message="Only a subscription of the application itself, whose "
+                "tenant is empty, can be for all tenants.",
+            ),
             models.CheckConstraint(
                 name="subscription_enabled_is_not_tripped",
                 condition=Q(enabled=False) | Q(auto_disabled_at=None),
             ),
         ]
         indexes: ClassVar = [
-            # Publishing finds the subscriptions that have one of the patterns which match.
-            PatternsIndex(fields=["topic_patterns"], name="subscription_topics", fastupdate=False),
+            # Publishing finds the subscriptions of one tenant, and those for all, that have one of
+            # the patterns which match.
+            PatternsIndex(topic_keys(), name="subscription_topic_keys", fastupdate=False),
             # The sweep asks every few seconds which tripped circuits are due for a probe.
             models.Index(
                 fields=["next_probe_at"],
@@ -222,38 +204,40 @@ class Subscription(models.Model):
             return "active"
         return "paused" if self.auto_disabled_at is None else "tripped"
 
-    # What the row held when this instance last read or wrote it, by field name.
-    _loaded: dict[str, Any]
+    def clean(self) -> None:
+        if not self._state.adding and "tenant" in self.changed_fields():
+            raise ValidationError({"tenant": TENANT_IS_FIXED})
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._loaded = {}
-        super().__init__(*args, **kwargs)
-
-    @classmethod
-    def from_db(cls, *args: Any, **kwargs: Any) -> Subscription:
-        instance = super().from_db(*args, **kwargs)
-        instance._remember()
-        return instance
-
-    def refresh_from_db(
-        self,
-        using: str | None = None,
-        fields: Iterable[str] | None = None,
-        from_queryset: models.QuerySet[Subscription] | None = None,
-    ) -> None:
-        fields = None if fields is None else list(fields)
-        super().refresh_from_db(using, fields, from_queryset)
-        self._remember(fields)
+    def validate_constraints(self, exclude: Collection[str] | None = None) -> None:
+        exclude = set(exclude or ())
+        with suppress(InvalidTenant):
+            validate_tenant(self.tenant)
+            # Also where a form does not show it.
+            exclude.discard("tenant")
+        try:
+            super().validate_constraints(exclude)
+        except ValidationError as error:
+            errors = error.error_dict
+            for one in errors.pop(NON_FIELD_ERRORS, []):
+                field = {"unique": "name", "all_tenants": "all_tenants"}.get(one.code or "")
+                errors.setdefault(field or NON_FIELD_ERRORS, []).append(one)
+            raise
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """Write what changed; see the class. Raises nothing that `Model.save` does not."""
+        """Write what changed; see the class.
+
+        Raises what `Model.save` does, and `ValueError` for a change of the tenant.
+        """
         if self._state.adding:
             with transaction.atomic():
                 super().save(*args, **kwargs)
-            self._remember()
+            self.remember()
             return
         named = kwargs.pop("update_fields", None)
-        fields = self._changed_fields() if named is None else set(named)
+        changed = self.changed_fields()
+        fields = changed if named is None else set(named)
+        if "tenant" in fields & changed:
+            raise ValueError(TENANT_IS_FIXED)
         re_pointed = "url" in fields and self.url != self._loaded.get("url")
         with transaction.atomic():
             if "enabled" in fields and not self.enabled:
@@ -268,34 +252,7 @@ class Subscription(models.Model):
                 circuit.reset([self.pk])
             if re_pointed or {"enabled", "recovery"} & fields:
                 self.refresh_from_db()
-        self._remember()
-
-    def _current(self) -> dict[str, Any]:
-        deferred = self.get_deferred_fields()
-        return {
-            field.attname: getattr(self, field.attname)
-            for field in self._meta.concrete_fields
-            if field.attname not in deferred
-        }
-
-    def _changed_fields(self) -> set[str]:
-        return {
-            name
-            for name, value in self._current().items()
-            if (
-                name not in _CIRCUIT_FIELDS
-                if name not in self._loaded
-                else value != self._loaded[name]
-            )
-        }
-
-    def _remember(self, fields: Iterable[str] | None = None) -> None:
-        current = self._current()
-        # `refresh_from_db` takes names of relations too, and of prefetched ones.
-        for name in current if fields is None else current.keys() & set(fields):
-            value = current[name]
-            # Lists and dicts may be changed in place: remember a copy, not the same object.
-            self._loaded[name] = value.copy() if isinstance(value, list | dict) else value
+        self.remember()
 
     # The secret that `save` stores with a new subscription, encrypted.
     _first_ciphertext: str | None = None

@@ -8,6 +8,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 
 from subscriptions.destinations import DestinationRefused, check_url
+from subscriptions.tenants import InvalidTenant, validate_tenant
 from subscriptions.topics.rules import InvalidPattern, validate_pattern
 
 MAX_PATTERNS = 1000
@@ -50,6 +51,13 @@ def validate_name(value: str) -> None:
             f"The name {value[:100]!r} begins or ends with a space, or has characters that do "
             "not print; leave them out."
         )
+
+
+def validate_tenant_name(value: str) -> None:
+    try:
+        validate_tenant(value)
+    except InvalidTenant as error:
+        raise ValidationError(str(error)) from None
 
 
 def validate_destination(value: str) -> None:

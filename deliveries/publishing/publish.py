@@ -15,16 +15,17 @@ from deliveries.waking.wakeups import wake
 from subscriptions.conf import conf
 from subscriptions.database import prepared_cursor
 from subscriptions.ids import uuid7
+from subscriptions.tenants import validate_tenant
 from subscriptions.topics.rules import candidates, validate_topic
 
 MAX_TYPE_LENGTH = 255
 
 _REQUIRED = frozenset({"topic", "payload"})
-_KNOWN = _REQUIRED | {"event_type", "event_id"}
+_KNOWN = _REQUIRED | {"event_type", "event_id", "tenant"}
 
 
 class EventConflict(ValueError):
-    """An event with this id exists already, with another topic, type or payload."""
+    """An event with this id exists already, with another topic, type, payload or tenant."""
 
 
 class _NewEventBase(TypedDict):
@@ -37,6 +38,7 @@ class NewEvent(_NewEventBase, total=False):
 
     event_type: str
     event_id: str | None
+    tenant: str
 
 
 def publish(
@@ -45,8 +47,12 @@ def publish(
     *,
     event_type: str = "",
     event_id: str | None = None,
+    tenant: str = "",
 ) -> Event:
     """Record an event and its delivery to every subscription whose patterns match `topic`.
+
+    Of these only the subscriptions of `tenant` get it, and those of the application itself
+    (tenant `""`) that are marked `all_tenants`; never those of another tenant.
 
     Runs inside the caller's transaction, if there is one: the event is published if and only if
     that commits. Workers are woken after the commit; if the broker cannot be reached, the
@@ -55,16 +61,17 @@ def publish(
     A subscription that was committed before the call is always matched. Tripped subscriptions
     get a delivery that is held; paused ones get none.
 
-    `event_id` makes it idempotent: if the id is known, with the same topic, type and payload,
-    nothing is recorded and the first event comes back.
+    `event_id` makes it idempotent: if the id is known, with the same topic, type, payload and
+    tenant, nothing is recorded and the first event comes back. Ids are the same for all tenants:
+    one that another tenant has taken is a conflict, which says nothing of that tenant's event.
 
-    Raises `InvalidTopic`, `InvalidPayload`, `PayloadTooLarge` or `InvalidEventId` (all of them
-    `ValueError`) before anything is written, and `EventConflict` for a known id with another
-    content. The caller's transaction stays usable.
+    Raises `InvalidTopic`, `InvalidPayload`, `PayloadTooLarge`, `InvalidEventId` or `InvalidTenant`
+    (all of them `ValueError`) before anything is written, and `EventConflict` for a known id with
+    another content. The caller's transaction stays usable.
     """
     # One event is one statement: it needs no transaction of its own, nor a savepoint for an id
     # that is taken, because then nothing was written.
-    return _record([_draft(topic, payload, event_type, event_id)])[0]
+    return _record([_draft(topic, payload, event_type, event_id, tenant)])[0]
 
 
 def publish_many(events: Iterable[NewEvent]) -> list[Event]:
@@ -77,8 +84,8 @@ def publish_many(events: Iterable[NewEvent]) -> list[Event]:
     for event in events:
         if not _REQUIRED <= event.keys() <= _KNOWN:
             raise TypeError(
-                "An event has the keys topic, payload, event_type and event_id, the last two "
-                f"optional; unknown: {sorted(event.keys() - _KNOWN)}, "
+                "An event has the keys topic, payload, event_type, event_id and tenant, the last "
+                f"three optional; unknown: {sorted(event.keys() - _KNOWN)}, "
                 f"missing: {sorted(_REQUIRED - event.keys())}."
             )
         drafts.append(_draft(**event))
@@ -92,6 +99,7 @@ def publish_many(events: Iterable[NewEvent]) -> list[Event]:
 class _Draft:
     id: str
     topic: str
+    tenant: str
     type: str
     payload: dict[str, Any]
     body: bytes
@@ -100,9 +108,14 @@ class _Draft:
 
 
 def _draft(
-    topic: str, payload: dict[str, Any], event_type: str = "", event_id: str | None = None
+    topic: str,
+    payload: dict[str, Any],
+    event_type: str = "",
+    event_id: str | None = None,
+    tenant: str = "",
 ) -> _Draft:
     topic = validate_topic(topic)
+    tenant = validate_tenant(tenant)
     if (
         not isinstance(event_type, str)
         or len(event_type) > MAX_TYPE_LENGTH
@@ -118,14 +131,14 @@ def _draft(
     body = build_body(
         event_id, created_at, topic, event_type, payload, limit=conf().max_payload_bytes
     )
-    return _Draft(event_id, topic, event_type, payload, body, created_at, given)
+    return _Draft(event_id, topic, tenant, event_type, payload, body, created_at, given)
 
 
 def _record(drafts: Sequence[_Draft]) -> list[Event]:
     first: dict[str, _Draft] = {}
     for draft in drafts:
         known = first.setdefault(draft.id, draft)
-        if known is not draft and not _same(known.body, known.created_at, draft):
+        if known is not draft and not _same(known, draft):
             raise _conflict(draft.id)
     recorded, to_wake, to_recover = _insert(list(first.values()))
     if recorded and to_wake:
@@ -138,20 +151,20 @@ def _record(drafts: Sequence[_Draft]) -> list[Event]:
     return [events[draft.id] for draft in drafts]
 
 
-# `deliveries/migrations/0007_publish_reads_less.py` has the function, and explains it. The texts of
+# `deliveries/migrations/0009_tenants.py` has the function, and explains it. The texts of
 # one event are made arrays there, which costs less than to have the driver make arrays of one.
 _PUBLISH_ONE = """
 SELECT * FROM deliveries_publish(
     ARRAY[%(id)s::text], ARRAY[%(topic)s::text], ARRAY[%(type)s::text], ARRAY[%(body)s::bytea],
     ARRAY[%(created_at)s::timestamptz], ARRAY[%(topic)s::text], ARRAY[%(candidates)s::text],
-    %(commits_now)s::bool
+    %(commits_now)s::bool, ARRAY[%(tenant)s::text], ARRAY[%(tenant)s::text]
 )
 """
 _PUBLISH_MANY = """
 SELECT * FROM deliveries_publish(
     %(ids)s::text[], %(topics)s::text[], %(types)s::text[], %(bodies)s::bytea[],
     %(created)s::timestamptz[], %(distinct_topics)s::text[], %(candidates)s::text[],
-    %(commits_now)s::bool
+    %(commits_now)s::bool, %(tenants)s::text[], %(distinct_tenants)s::text[]
 )
 """
 
@@ -168,6 +181,7 @@ def _insert(drafts: Sequence[_Draft]) -> tuple[list[str], list[str], list[str]]:
         parameters |= {
             "id": draft.id,
             "topic": draft.topic,
+            "tenant": draft.tenant,
             "type": draft.type,
             "body": draft.body,
             "created_at": draft.created_at,
@@ -175,15 +189,17 @@ def _insert(drafts: Sequence[_Draft]) -> tuple[list[str], list[str], list[str]]:
         }
     else:
         statement = _PUBLISH_MANY
-        topics = list(dict.fromkeys(draft.topic for draft in drafts))
+        asked = list(dict.fromkeys((draft.topic, draft.tenant) for draft in drafts))
         parameters |= {
             "ids": [draft.id for draft in drafts],
             "topics": [draft.topic for draft in drafts],
             "types": [draft.type for draft in drafts],
             "bodies": [draft.body for draft in drafts],
             "created": [draft.created_at for draft in drafts],
-            "distinct_topics": topics,
-            "candidates": ["\n".join(candidates(topic)) for topic in topics],
+            "tenants": [draft.tenant for draft in drafts],
+            "distinct_topics": [topic for topic, _ in asked],
+            "distinct_tenants": [tenant for _, tenant in asked],
+            "candidates": ["\n".join(candidates(topic)) for topic, _ in asked],
         }
     with prepared_cursor() as cursor:
         cursor.execute(statement, parameters)
@@ -194,8 +210,8 @@ def _insert(drafts: Sequence[_Draft]) -> tuple[list[str], list[str], list[str]]:
 def _event(draft: _Draft) -> Event:
     return Event.from_db(
         connection.alias,
-        ("id", "topic", "type", "body", "created_at"),
-        (draft.id, draft.topic, draft.type, draft.body, draft.created_at),
+        ("id", "topic", "type", "body", "created_at", "tenant"),
+        (draft.id, draft.topic, draft.type, draft.body, draft.created_at, draft.tenant),
     )
 
 
@@ -205,19 +221,23 @@ def _existing(drafts: Sequence[_Draft]) -> dict[str, Event]:
     }
     for draft in drafts:
         event = found.get(draft.id)
-        if event is None or not _same(bytes(event.body), event.created_at, draft):
+        if event is None:
             raise _conflict(draft.id)
         event.body = bytes(event.body)
+        if not _same(event, draft):
+            raise _conflict(draft.id)
     return found
 
 
-def _same(body: bytes, created_at: datetime, draft: _Draft) -> bool:
-    """Whether `draft` would have had this body, had it been published at the same time."""
-    return body == build_body(draft.id, created_at, draft.topic, draft.type, draft.payload)
+def _same(first: Event | _Draft, draft: _Draft) -> bool:
+    """Whether `draft` would be this event, had it been published at the same time."""
+    return first.tenant == draft.tenant and first.body == build_body(
+        draft.id, first.created_at, draft.topic, draft.type, draft.payload
+    )
 
 
 def _conflict(event_id: str) -> EventConflict:
     return EventConflict(
-        f"The event id {event_id!r} is taken by an event with another topic, type or payload. "
-        "Use a new id for a new event."
+        f"The event id {event_id!r} is taken by an event with another topic, type, payload or "
+        "tenant. Use a new id for a new event."
     )

@@ -3,9 +3,9 @@
 `rules` is pure and imports nothing of the project; `fields` stores a subscription's patterns.
 
 There is no index in a process, and nothing that must be kept fresh: `candidates(topic)` names every
-pattern that matches a topic, and the GIN index `subscription_topics` on
-`Subscription.topic_patterns` finds the subscriptions that have one of them, within the statement
-that publishes (the function `deliveries_publish`, in the migrations of `deliveries`). So an event
+pattern that matches a topic, and the GIN index `subscription_topic_keys` on
+`Subscription.topic_patterns`, each behind its tenant, finds the subscriptions that have one of them
+and may have the event, within the statement that publishes (the function `deliveries_publish`, in the migrations of `deliveries`). So an event
 matches whatever was committed before, by whatever program. Two other ways were measured with 100 to
 100,000 subscriptions:
 

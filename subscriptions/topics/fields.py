@@ -6,6 +6,8 @@ from typing import Any
 
 from django.contrib.postgres.indexes import GinIndex
 from django.db import models
+from django.db.models import F, Func
+from django.db.models.functions import Collate
 
 
 def check_patterns(value: Any) -> None:
@@ -27,6 +29,18 @@ class TopicPatternsField(models.JSONField):
     def get_db_prep_save(self, value: Any, connection: Any) -> Any:
         check_patterns(value)
         return super().get_db_prep_save(value, connection)
+
+
+def topic_keys() -> Collate:
+    """What a subscription is found by: each of its patterns, behind its tenant.
+
+    The function is made in the migrations. The collation compares bytes, whatever that of the
+    database is.
+    """
+    keys = Func(
+        F("tenant"), F("all_tenants"), F("topic_patterns"), function="subscriptions_topic_keys"
+    )
+    return Collate(keys, "C")
 
 
 class PatternsIndex(GinIndex):

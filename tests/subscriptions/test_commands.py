@@ -122,7 +122,9 @@ def test_a_wrong_subscription_is_refused_with_the_reason(
 
 def test_a_name_is_taken_only_once() -> None:
     make_subscription(name="billing")
-    assert "already exists" in refusal("add_subscription", "billing", URL, "--pattern", "a")
+    assert "has a subscription with this name already" in refusal(
+        "add_subscription", "billing", URL, "--pattern", "a"
+    )
 
 
 def test_rotating_shows_the_new_secret_once_and_when_the_old_one_ends() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from django.core import serializers
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management import call_command
 from django.db.models import F, Value
 from django.utils import timezone
@@ -209,3 +209,58 @@ def test_what_only_the_circuit_writes_cannot_be_updated(values: dict[str, Any]) 
         Subscription.objects.bulk_update([subscription], ["enabled"])
     subscription.refresh_from_db()
     assert subscription.state == "tripped"
+
+
+# Tenants
+
+
+def test_names_are_unique_within_a_tenant() -> None:
+    create_subscription(name="a", **FIELDS)
+    create_subscription(name="a", tenant="acme", **FIELDS)
+    create_subscription(name="a", tenant="other", **FIELDS)
+    for tenant in ("", "acme"):
+        with pytest.raises(ValidationError) as refused:
+            create_subscription(name="a", tenant=tenant, **FIELDS)
+        assert [error.code for error in refused.value.error_dict["name"]] == ["unique"]
+
+
+def test_a_name_is_unique_also_where_a_form_leaves_the_tenant_out() -> None:
+    create_subscription(name="a", tenant="acme", **FIELDS)
+    other, _ = create_subscription(name="b", tenant="acme", **FIELDS)
+    other.name = "a"
+    with pytest.raises(ValidationError, match="has a subscription with this name already"):
+        other.full_clean(exclude=["tenant"])
+
+
+@pytest.mark.parametrize("tenant", ["x" * 65, " a", "a ", "a\tb", "\0"])
+def test_a_tenant_is_a_short_printable_text(tenant: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        create_subscription(name="a", tenant=tenant, **FIELDS)
+    assert set(refused.value.error_dict) == {"tenant"}
+
+
+def test_only_the_application_has_subscriptions_for_all_tenants() -> None:
+    create_subscription(name="a", all_tenants=True, **FIELDS)
+    with pytest.raises(ValidationError) as refused:
+        create_subscription(name="b", tenant="acme", all_tenants=True, **FIELDS)
+    assert set(refused.value.error_dict) == {"all_tenants"}
+
+
+def test_a_subscription_stays_with_its_tenant() -> None:
+    subscription = make_subscription(tenant="acme")
+    subscription.tenant = "other"
+    with pytest.raises(ValidationError) as refused:
+        subscription.full_clean()
+    assert set(refused.value.error_dict) == {"tenant"}
+    ways: list[Callable[[], Any]] = [
+        subscription.save,
+        lambda: subscription.save(update_fields=["tenant"]),
+        lambda: Subscription.objects.update(tenant="other"),
+        lambda: Subscription.objects.bulk_update([subscription], ["tenant"]),
+    ]
+    for way in ways:
+        with pytest.raises(ValueError, match="stays with its tenant"):
+            way()
+    subscription.save(update_fields=["name"])
+    subscription.refresh_from_db()
+    assert subscription.tenant == "acme"

@@ -1,0 +1,80 @@
+"""Changes of many subscriptions at once, which mean what they mean to one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Self, TypeVar
+
+from django.db import models, transaction
+
+from subscriptions import circuit
+from subscriptions.topics.fields import check_patterns
+
+Row = TypeVar("Row", bound=models.Model)
+
+# What was sent, and what waits, belongs to the tenant of its time.
+TENANT_IS_FIXED = (
+    "A subscription stays with its tenant; make a new one for the other tenant, and delete this."
+)
+
+
+class CircuitQuerySet(models.QuerySet[Row]):
+    """What `Subscription.save` keeps to, `update` and `bulk_update` keep to as well."""
+
+    def active(self) -> Self:
+        return self.filter(enabled=True)
+
+    def paused(self) -> Self:
+        return self.filter(enabled=False, auto_disabled_at=None)
+
+    def tripped(self) -> Self:
+        return self.filter(enabled=False, auto_disabled_at__isnull=False)
+
+    def update(self, **values: Any) -> int:
+        """As Django's; `enabled`, `url` and `recovery` mean what they mean to `Subscription.save`.
+
+        Raises `ValueError` for `auto_disabled_at` and `circuit_epoch`, which the circuit alone
+        writes, for `enabled` as an expression or by `bulk_update`, and for `tenant`.
+        """
+        if "tenant" in values:
+            raise ValueError(TENANT_IS_FIXED)
+        if owned := {"auto_disabled_at", "circuit_epoch"} & values.keys():
+            raise ValueError(
+                f"{' and '.join(sorted(owned))} cannot be updated: the circuit alone writes it. "
+                "update(enabled=True) resets circuits, update(enabled=False) pauses."
+            )
+        if not {"enabled", "url", "recovery"} & values.keys():
+            return super().update(**values)
+        enabled = values.pop("enabled", None)
+        if not isinstance(enabled, bool | None):
+            raise ValueError(
+                "enabled must be True or False, for all of these subscriptions: enabling resets "
+                "their circuits. Instead of bulk_update call update(enabled=...) on those to "
+                "enable and on those to pause."
+            )
+        everything = self.model._base_manager.using(self.db)
+        with transaction.atomic(using=self.db):
+            chosen = everything.filter(pk__in=self.order_by().values("pk")).order_by("pk")
+            ids = list(chosen.select_for_update(no_key=True).values_list("pk", flat=True))
+            if enabled is False:
+                circuit.pause_active(ids)
+            if values:
+                everything.filter(pk__in=ids).update(**values)
+            if "url" in values:
+                circuit.begin_epoch(ids, new_receiver=True)
+            if "recovery" in values:
+                circuit.plan_probes(ids)
+            if enabled:
+                circuit.reset(ids)
+        return len(ids)
+
+    def bulk_update(
+        self, objs: Iterable[Row], fields: Iterable[str], *args: Any, **kwargs: Any
+    ) -> int:
+        """As Django's. `TypeError` for topic patterns that are no list, in every Django."""
+        objs, fields = list(objs), list(fields)
+        if "topic_patterns" in fields:
+            row: Any
+            for row in objs:
+                check_patterns(row.topic_patterns)
+        return super().bulk_update(objs, fields, *args, **kwargs)
