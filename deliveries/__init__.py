@@ -4,7 +4,7 @@ The way of an event is the list of rooms: `publishing`, `waking`, `claiming`, `s
 pulls `transport` and `judging`), `settling`; `keeping` is beside it. Small modules below them:
 `body` (the bytes of an event), `models`, `values` (what passes between the stages), `holding`
 (deliveries follow their subscription's state), `stage` and `progress` (threads). The order is a
-contract in `pyproject.toml`; `docs/architecture.md` has the picture.
+contract in `pyproject.toml`; `docs/architecture.md` has the table.
 
 May import `subscriptions`; never `webhooks_project`.
 """

@@ -22,6 +22,7 @@ from deliveries.transport.exchange import Exchange
 from deliveries.transport.handle import Limits, OpenSocket
 from deliveries.transport.jobs import Job
 from deliveries.transport.names import Resolver
+from deliveries.transport.text import KEPT_BYTES
 from subscriptions.conf import Network, conf
 
 # A pin's entry in libcurl's DNS cache must outlive the request that uses it.
@@ -67,7 +68,8 @@ class Transport:
         resolver: Resolver = socket.getaddrinfo,
         open_socket: OpenSocket = socket.socket,
         max_response_bytes: int = 65536,
-        keep_response_bytes: int = 1024,
+        # One more, for the text to end between two characters.
+        keep_response_bytes: int = KEPT_BYTES + 1,
     ) -> None:
         self._timeout = _checked_timeout(timeout)
         self._plan = Plan(

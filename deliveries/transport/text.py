@@ -13,7 +13,11 @@ _HARMFUL = re.compile(
 )
 
 
-def text_for_operators(body: bytes, limit: int = 1024) -> str:
+# Bytes of an answer that are kept for operators.
+KEPT_BYTES = 1024
+
+
+def text_for_operators(body: bytes, limit: int = KEPT_BYTES) -> str:
     """The first `limit` bytes of `body` as text that is safe to store, log and show.
 
     UTF-8; what is not becomes U+FFFD. Control characters become their pictures (NUL becomes

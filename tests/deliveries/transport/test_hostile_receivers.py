@@ -11,7 +11,8 @@ import pycurl
 import pytest
 import requests
 
-from deliveries.transport import Transport, classify
+from deliveries.transport import Transport, classify, text_for_operators
+from deliveries.transport.text import KEPT_BYTES
 from tests.deliveries.transport import hostile
 from tests.deliveries.transport.conftest import post
 from tests.deliveries.transport.hostile import OK, Behaviour, receiver
@@ -127,7 +128,7 @@ def test_an_endless_body_is_dropped_and_the_answer_stands(
         took = time.monotonic() - began
         grown = psutil.Process().memory_info().rss - resident
     assert response.status_code == 200
-    assert response.content == b"x" * 1024
+    assert response.content == b"x" * (KEPT_BYTES + 1)
     assert response.truncated
     assert took < 0.8
     assert grown < 16 * 2**20
@@ -148,12 +149,20 @@ def test_a_body_of_the_limit_is_read_to_its_end(transport: Transport) -> None:
         assert server.connections == 1
 
 
+def test_what_is_kept_of_a_body_ends_between_two_characters(transport: Transport) -> None:
+    body = ("x" * (KEPT_BYTES - 1) + "é").encode()
+    answer = b"HTTP/1.1 500 Any\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with receiver(hostile.answers(answer)) as server:
+        kept = transport.send(post(server.url)).content
+    assert text_for_operators(kept) == "x" * (KEPT_BYTES - 1)
+
+
 def test_a_gzip_bomb_is_left_alone(transport: Transport) -> None:
     bomb = hostile.gzip_bomb(8)
     with receiver(hostile.answers(bomb)) as server:
         response = transport.send(post(server.url))
     assert response.status_code == 200
-    assert response.content == bomb.partition(b"\r\n\r\n")[2][:1024]
+    assert response.content == bomb.partition(b"\r\n\r\n")[2][: KEPT_BYTES + 1]
 
 
 @pytest.mark.parametrize("times", [1, 20])
