@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Generic, TypeVar
@@ -21,6 +22,8 @@ from api.problems import Problem
 
 MAX_LIMIT = 200
 DEFAULT_LIMIT = 50
+# Rows that `page_of_chosen` looks at for one page: some tens of milliseconds.
+MAX_LOOKED_AT = 10_000
 
 Row = TypeVar("Row", bound=Model)
 Item = TypeVar("Item")
@@ -61,30 +64,68 @@ def page(
     `by` names fields of the model itself that are never null, the last of them unique; an index
     on them, in this order, is what makes it cheap. Raises `Problem` (422 `bad-cursor`).
     """
-    names = [name.removeprefix("-") for name in by]
-    if cursor:
-        fields = [queryset.model._meta.get_field(name) for name in names]
-        queryset = queryset.filter(_after(by, _read(cursor, fields)))
-    rows = list(queryset.order_by(*by)[: limit + 1])
+    rows = list(_following(queryset, by, cursor)[: limit + 1])
     if len(rows) <= limit:
         return Page(rows, None)
     del rows[limit:]
-    return Page(rows, _written([getattr(rows[-1], name) for name in names]))
+    return Page(rows, _written([getattr(rows[-1], name) for name in _names(by)]))
 
 
-def _after(by: tuple[str, ...], values: list[Any]) -> Q:
-    """`(a, b) < (x, y)`, each field in its direction. The first condition of each alone is what
-    the index is entered with: `a <= x AND (a < x OR b < y)`."""
+def page_of_chosen(
+    queryset: QuerySet[Row],
+    chosen: Q,
+    *,
+    by: tuple[str, ...] = ("-created_at", "-id"),
+    cursor: str | None,
+    limit: int,
+) -> Page[Row]:
+    """`page` of those rows of `queryset` that are `chosen` by what no index knows.
+
+    No more than `MAX_LOOKED_AT` rows are looked at. So a page may hold fewer rows than `limit`,
+    even none, and still have a cursor that leads on.
+    """
+    if not chosen:
+        return page(queryset, by=by, cursor=cursor, limit=limit)
+    following = _following(queryset, by, cursor)
+    opposite = tuple(name[1:] if name.startswith("-") else f"-{name}" for name in by)
+    count = 10 * limit  # most often what is wanted is near
+    while True:
+        count = min(count, MAX_LOOKED_AT)
+        last = following.values_list(*_names(by))[count - 1 : count].first()
+        near = following if last is None else following.filter(_after(opposite, last, or_at=True))
+        found = page(near.filter(chosen), by=by, cursor=None, limit=limit)
+        if found.next_cursor is not None or last is None:
+            return found
+        if count == MAX_LOOKED_AT:
+            return Page(found.rows, _written(last))
+        count *= 4
+
+
+def _names(by: tuple[str, ...]) -> list[str]:
+    return [name.removeprefix("-") for name in by]
+
+
+def _following(queryset: QuerySet[Row], by: tuple[str, ...], cursor: str | None) -> QuerySet[Row]:
+    """The rows after the cursor, in order."""
+    if cursor:
+        fields = [queryset.model._meta.get_field(name) for name in _names(by)]
+        queryset = queryset.filter(_after(by, _read(cursor, fields)))
+    return queryset.order_by(*by)
+
+
+def _after(by: tuple[str, ...], values: Sequence[Any], *, or_at: bool = False) -> Q:
+    """`(a, b) < (x, y)`, each field in its direction; with `or_at`, `<=`. The first condition of
+    each alone is what the index is entered with: `a <= x AND (a < x OR b < y)`."""
     name, value = by[0].removeprefix("-"), values[0]
     beyond = "lt" if by[0].startswith("-") else "gt"
     if len(by) == 1:
-        return Q(**{f"{name}__{beyond}": value})
+        return Q(**{f"{name}__{beyond}{'e' if or_at else ''}": value})
     return Q(**{f"{name}__{beyond}e": value}) & (
-        Q(**{f"{name}__{beyond}": value}) | _after(by[1:], values[1:])
+        Q(**{f"{name}__{beyond}": value}) | _after(by[1:], values[1:], or_at=or_at)
     )
 
 
-def _written(values: list[Any]) -> str:
+def _written(values: Sequence[Any]) -> str:
     texts = [v.isoformat() if isinstance(v, datetime) else str(v) for v in values]
     return base64.urlsafe_b64encode(json.dumps(texts).encode()).decode().rstrip("=")
 

@@ -30,6 +30,10 @@ class Event(models.Model):
     # Whose event it is; empty for the application itself.
     tenant = models.CharField(max_length=MAX_TENANT_LENGTH, blank=True, default="", db_default="")
 
+    # How many subscriptions of its own tenant it was published to: of an event that `publish` has
+    # just recorded; None of one that is known, and of one that was read.
+    matched: int | None = None
+
     class Meta:
         ordering: ClassVar = ["-created_at"]
         indexes: ClassVar = [
@@ -40,6 +44,8 @@ class Event(models.Model):
                 name="event_of_tenant",
                 condition=~Q(tenant=""),
             ),
+            # A topic's, for programs that look through them.
+            models.Index(fields=["topic", "created_at", "id"], name="event_of_topic"),
         ]
 
     def __str__(self) -> str:

@@ -1,3 +1,216 @@
-from ninja import Router
+"""`/deliveries`: list them, see the attempts of one, send it again, or discard it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+from django.db import connection
+from django.db.models import OuterRef, Q, QuerySet, Subquery
+from django.http import HttpRequest
+from ninja import Path, Query, Router, Status
+
+from api.auth import scope
+from api.keys import Caller
+from api.pages import Cursor, Limit, Listed, page_of_chosen
+from api.problems import Problem, not_found, problems
+from api.v1.schemas_events import (
+    DeliveryRead,
+    DeliveryRow,
+    DeliveryStatus,
+    OfEvent,
+    Since,
+    Tenant,
+    Topic,
+    Until,
+)
+from deliveries.keeping.discard import discard
+from deliveries.keeping.replay import replay, why_not
+from deliveries.models import Delivery, Event
+from subscriptions.models import Subscription
+
+MAX_ATTEMPTS = 100
 
 router = Router(tags=["deliveries"])
+
+DeliveryId = Annotated[int, Path(..., ge=1, le=2**63 - 1, description="The id of a delivery.")]
+
+# Indexes list what is open by subscription: the newest first would cost every delivery another.
+_ORDERS: dict[str, tuple[str, ...]] = {
+    "pending": ("subscription_id", "next_attempt_at", "id"),
+    "held": ("subscription_id", "id"),
+}
+_NEWEST_FIRST: tuple[str, ...] = ("-id",)
+
+
+@router.get(
+    "",
+    auth=scope("deliveries:read"),
+    response={200: Listed[DeliveryRow], **problems(422)},
+    summary="List deliveries",
+)
+def list_deliveries(
+    request: HttpRequest,
+    limit: Limit,
+    cursor: Cursor,
+    status: Annotated[DeliveryStatus | None, Query(None, description="Only of this status.")],
+    subscription: Annotated[UUID | None, Query(None, description="Only of this subscription.")],
+    event: OfEvent,
+    topic: Topic,
+    tenant: Tenant,
+    since: Since,
+    until: Until,
+) -> Any:
+    """The newest first; with `status=held` by subscription, and the oldest first; with
+    `status=pending` by subscription, and what is due first comes first.
+
+    A page may hold fewer rows than `limit`, even none, and have a `next_cursor`: then so many were
+    looked at that the rest is for the next page. `since` and `until` are about `created_at`;
+    deliveries of a transaction that was open for more than ten minutes may be missed.
+    """
+    caller: Caller = request.auth  # type: ignore[attr-defined]
+    if caller.tenant is not None:
+        if tenant not in (None, caller.tenant):
+            return _NONE
+        tenant = caller.tenant
+    rows, chosen, by = _with_topics(), Q(), _NEWEST_FIRST
+    if event is not None:
+        rows = rows.filter(event_id=event, **({} if status is None else {"status": status}))
+    elif status == "succeeded":
+        chosen &= Q(status=status)
+    elif status is not None:
+        rows, by = rows.filter(status=status), _ORDERS.get(status, _NEWEST_FIRST)
+    if subscription is not None:
+        # True of all ids, and what the index `delivery_history` asks for.
+        rows = rows.filter(subscription_id=subscription, id__gt=0)
+        newest = rows.order_by().values_list("tenant", flat=True).first()
+        if tenant is not None and newest != tenant:
+            return _NONE
+    elif tenant and by in _ORDERS.values() and event is None:
+        rows = rows.filter(subscription_id__in=_ids_of_subscriptions(tenant))
+    if tenant:
+        rows = rows.filter(tenant=tenant)
+    elif tenant is not None:
+        chosen &= Q(tenant=tenant)
+    if topic is not None:
+        chosen &= Q(topic=topic)
+    if since is not None:
+        chosen &= Q(created_at__gte=since)
+    if until is not None:
+        chosen &= Q(created_at__lt=until)
+    if by == _NEWEST_FIRST and event is None:
+        rows = _within(rows, since, until)
+    found = page_of_chosen(rows, chosen, by=by, cursor=cursor, limit=limit)
+    return {"data": found.rows, "next_cursor": found.next_cursor}
+
+
+_NONE: dict[str, Any] = {"data": [], "next_cursor": None}
+
+
+def _with_topics() -> QuerySet[Delivery]:
+    events = Event.objects.filter(pk=OuterRef("event_id"))
+    return Delivery.objects.annotate(topic=Subquery(events.values("topic")))
+
+
+def _ids_of_subscriptions(tenant: str) -> list[UUID]:
+    return list(Subscription.objects.filter(tenant=tenant).values_list("pk", flat=True))
+
+
+# No index knows when a delivery was made, but ids are given in the order of time. `created_at` is
+# when the transaction began, so it is up to `LONGEST` before the moment at which the id was given.
+# Halves the range of ids until two remain, looking at one row each time. All rows up to `low` are
+# from before the time; all from `high` on were made after it. Both were seen, not assumed.
+LONGEST = timedelta(minutes=10)
+_SEARCH = """
+WITH RECURSIVE search (low, high) AS (
+    SELECT 0::bigint, (SELECT coalesce(max(id), 0) + 1 FROM deliveries_delivery)
+    UNION ALL
+    SELECT CASE WHEN probe.is_before THEN middle ELSE low END,
+        CASE WHEN probe.is_before THEN high ELSE middle END
+    FROM (SELECT low, high, (low + high) / 2 AS middle FROM search WHERE high - low > 1) AS range
+    CROSS JOIN LATERAL (
+        SELECT created_at < %s AS is_before FROM deliveries_delivery
+        WHERE id >= middle ORDER BY id LIMIT 1
+    ) AS probe
+)
+SELECT low, high FROM search ORDER BY high - low LIMIT 1
+"""
+
+
+def _within(
+    rows: QuerySet[Delivery], since: datetime | None, until: datetime | None
+) -> QuerySet[Delivery]:
+    """Without those that are too old or too new, as far as ids can tell."""
+    if since is not None:
+        rows = rows.filter(id__gt=_search(since, -LONGEST)[0])
+    if until is not None:
+        rows = rows.filter(id__lt=_search(until, LONGEST)[1])
+    return rows
+
+
+def _search(time: datetime, distance: timedelta) -> tuple[int, int]:
+    with connection.cursor() as cursor:
+        cursor.execute(_SEARCH, [time + distance])
+        low, high = cursor.fetchone()
+        return low, high
+
+
+@router.get(
+    "/{delivery_id}",
+    auth=scope("deliveries:read"),
+    response={200: DeliveryRead, **problems(404, 422)},
+    summary="Read a delivery",
+)
+def read_delivery(request: HttpRequest, delivery_id: DeliveryId) -> Any:
+    """The delivery, and what came of each request."""
+    delivery: Any = _visible(request, delivery_id)
+    delivery.latest_attempts = list(delivery.attempts.order_by("-number")[:MAX_ATTEMPTS])
+    return delivery
+
+
+@router.post(
+    "/{delivery_id}/resend",
+    auth=scope("deliveries:write"),
+    response={202: DeliveryRow, **problems(404, 409, 422)},
+    summary="Send a finished delivery again",
+)
+def resend_delivery(request: HttpRequest, delivery_id: DeliveryId) -> Any:
+    """With the `webhook-id` that it had, whether it succeeded, failed or was discarded; its
+    retries start anew. If its subscription is paused or tripped, it is held until that is active
+    again."""
+    _visible(request, delivery_id)
+    _, changed = replay([delivery_id])
+    if not changed:
+        reason = why_not([delivery_id])[delivery_id]
+        raise Problem(409, "cannot-resend", "The delivery is not sent again", f"Because {reason}.")
+    return Status(202, _visible(request, delivery_id))
+
+
+@router.post(
+    "/{delivery_id}/discard",
+    auth=scope("deliveries:write"),
+    response={200: DeliveryRow, **problems(404, 409, 422)},
+    summary="Discard a delivery",
+)
+def discard_delivery(request: HttpRequest, delivery_id: DeliveryId) -> Any:
+    """End a delivery that is pending or held. A request that is on its way may still succeed; then
+    the delivery has succeeded. `resend` takes it back."""
+    _visible(request, delivery_id)
+    if not discard([delivery_id]):
+        status = _visible(request, delivery_id).status
+        raise Problem(
+            409,
+            "cannot-discard",
+            "The delivery is not discarded",
+            f"Because it is {status} already.",
+        )
+    return _visible(request, delivery_id)
+
+
+def _visible(request: HttpRequest, delivery_id: int) -> Delivery:
+    caller: Caller = request.auth  # type: ignore[attr-defined]
+    delivery = caller.sees(_with_topics()).filter(pk=delivery_id).first()
+    if delivery is None:
+        raise not_found(f"There is no delivery {delivery_id}.")
+    return delivery

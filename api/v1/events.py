@@ -1,3 +1,301 @@
-from ninja import Router
+"""`/events`: publish one or up to a thousand, list them, and see where one went.
+
+`deliveries.publish` decides what may be published; what it refuses is answered with a pointer to
+the field. The answer to an accepted event is written by hand and not by a schema, because that is
+the path that has to be cheap.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import urlsafe_b64encode
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+from django.db.models import Count, F, Q
+from django.http import HttpRequest, HttpResponse
+from django.utils.crypto import salted_hmac
+from ninja import Header, Path, Router
+from pydantic import TypeAdapter, ValidationError
+
+from api.auth import scope
+from api.json import escape
+from api.keys import Caller
+from api.pages import Cursor, Limit, Listed, page_of_chosen
+from api.problems import Problem, invalid, not_found, problems
+from api.v1.schemas_events import (
+    EventIn,
+    EventRead,
+    EventRow,
+    EventsIn,
+    Published,
+    PublishedMany,
+    Since,
+    Tenant,
+    Topic,
+    Until,
+)
+from deliveries import EventConflict, NewEvent, publish, publish_many
+from deliveries.body import InvalidEventId, InvalidPayload, PayloadTooLarge, timestamp
+from deliveries.models import Delivery, Event
+from deliveries.publishing.publish import InvalidEventType, refusals
+from subscriptions.tenants import InvalidTenant
+from subscriptions.topics.rules import InvalidTopic
+
+# So many deliveries are shown with an event; the list of deliveries has all.
+MAX_DELIVERIES = 100
 
 router = Router(tags=["events"])
+
+EventId = Annotated[str, Path(..., description="The id of an event.")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        None,
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="Any text that names this request: sent again with the same key and the same "
+        "content, it does nothing. A key means something for its tenant alone.",
+    ),
+]
+
+_EVENTS = TypeAdapter(list[EventIn])
+# Why `publish` refuses an event, by the field that it is about.
+_FIELDS: dict[type[ValueError], str] = {
+    InvalidTopic: "topic",
+    InvalidPayload: "payload",
+    PayloadTooLarge: "payload",
+    InvalidEventType: "type",
+    InvalidEventId: "id",
+    EventConflict: "id",
+    InvalidTenant: "tenant",
+}
+_REFUSALS: tuple[type[ValueError], ...] = (ValidationError, *_FIELDS)
+
+
+@router.post(
+    "",
+    auth=scope("events:write"),
+    response={202: Published, 200: Published, **problems(400, 409, 411, 413, 415, 422)},
+    summary="Publish an event",
+)
+def publish_event(
+    request: HttpRequest, event: EventIn, idempotency_key: IdempotencyKey
+) -> HttpResponse:
+    """Record an event, and a delivery to every subscription that its topic matches.
+
+    **202**: it is recorded, and will be delivered. **200**: it was published before with the same
+    content, by its `id` or by the same `Idempotency-Key`; nothing was done. **409**: with other
+    content. So a request without an answer can be sent again, if it has one of the two.
+    """
+    if idempotency_key is not None and event.id not in (None, idempotency_key):
+        raise invalid(
+            [{"pointer": "/id", "detail": "It is another than the Idempotency-Key; give one."}]
+        )
+    draft = _draft(request, event, idempotency_key)
+    try:
+        published = publish(**draft)
+    except EventConflict as error:
+        raise _conflict([_error(error, "")]) from None
+    except PayloadTooLarge as error:
+        raise Problem(
+            413,
+            "payload-too-large",
+            "The event is too large",
+            str(error),
+            errors=[_error(error, "")],
+        ) from None
+    except _REFUSALS as error:
+        raise invalid([_error(error, "")]) from None
+    (described,) = _described([published])
+    return _answer(described, known=described["already_published"])
+
+
+@router.post(
+    "/batch",
+    auth=scope("events:write"),
+    response={202: PublishedMany, 200: PublishedMany, **problems(400, 409, 411, 413, 415, 422)},
+    summary="Publish up to 1,000 events",
+)
+def publish_batch(
+    request: HttpRequest, batch: EventsIn, idempotency_key: IdempotencyKey
+) -> HttpResponse:
+    """Record all of these events, or none.
+
+    If some are refused, the answer names each of them, by number: `/events/17/topic`. **202**:
+    all are recorded, some of them now. **200**: all were published before. An `Idempotency-Key`
+    is for the events that have no `id`: with their numbers.
+    """
+    drafts: list[NewEvent] = []
+    try:
+        for number, event in enumerate(_EVENTS.validate_python(batch.events)):
+            drafts.append(_draft(request, event, idempotency_key, number))
+        published = publish_many(drafts)
+    except _REFUSALS as error:
+        raise _refused(request, batch.events, idempotency_key, error) from None
+    described = _described(published)
+    return _answer({"data": described}, known=all(one["already_published"] for one in described))
+
+
+def _draft(
+    request: HttpRequest, event: EventIn, idempotency_key: str | None, number: int | None = None
+) -> NewEvent:
+    caller: Caller = request.auth  # type: ignore[attr-defined]
+    tenant = caller.tenant_for(event.tenant)
+    event_id = event.id
+    if event_id is None and idempotency_key is not None:
+        event_id = _id_of_key(tenant, idempotency_key, number)
+    return NewEvent(
+        topic=event.topic,
+        payload=event.payload,
+        event_type=event.type,
+        event_id=event_id,
+        tenant=tenant,
+    )
+
+
+def _id_of_key(tenant: str, key: str, number: int | None) -> str:
+    """The id that a key stands for: no two tenants have the same, and none can guess another's."""
+    text = json.dumps([tenant, key, number])
+    digest = salted_hmac("api.v1.events", text, algorithm="sha256").digest()
+    return "key_" + urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+def _described(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """`Published` for each. A query only for those that were known before."""
+    known = {event.id for event in events if event.matched is None}
+    counts = _counts(known) if known else {}
+    return [
+        {
+            "id": event.id,
+            "topic": event.topic,
+            "type": event.type,
+            "tenant": event.tenant,
+            "created_at": timestamp(event.created_at),
+            "subscriptions": counts.get(event.id, 0) if event.id in known else event.matched,
+            "already_published": event.id in known,
+        }
+        for event in events
+    ]
+
+
+def _counts(event_ids: Iterable[str]) -> dict[str, int]:
+    counted = (
+        Delivery.objects.filter(event__in=event_ids, tenant=F("event__tenant"))
+        .order_by()
+        .values_list("event_id")
+        .annotate(Count("pk"))
+    )
+    return dict(counted)
+
+
+def _answer(body: Any, *, known: bool) -> HttpResponse:
+    return HttpResponse(
+        json.dumps(body), status=200 if known else 202, content_type="application/json"
+    )
+
+
+def _error(error: ValueError, pointer: str) -> dict[str, str]:
+    return {"pointer": f"{pointer}/{_FIELDS[type(error)]}", "detail": str(error)}
+
+
+def _conflict(errors: list[dict[str, str]]) -> Problem:
+    return Problem(
+        409,
+        "event-conflict",
+        "The id belongs to another event",
+        "An event with this id, or by this Idempotency-Key, was published before, and is another "
+        "one. Nothing was done.",
+        errors=errors,
+    )
+
+
+def _refused(
+    request: HttpRequest, events: list[Any], idempotency_key: str | None, error: ValueError
+) -> Problem:
+    """The problem of a batch: every event that is refused, with the reasons."""
+    by_number: dict[int, list[dict[str, str]]] = {}
+    if isinstance(error, ValidationError):
+        for one in error.errors(include_url=False, include_input=False):
+            pointer = "".join(f"/{escape(str(step))}" for step in ("events", *one["loc"]))
+            found = {"pointer": pointer, "detail": one["msg"]}
+            by_number.setdefault(int(one["loc"][0]), []).append(found)
+    conflicts = set()
+    sound = [number for number in range(len(events)) if number not in by_number]
+    drafts = [
+        _draft(request, EventIn.model_validate(events[number]), idempotency_key, number)
+        for number in sound
+    ]
+    for place, reason in refusals(drafts).items():
+        by_number[sound[place]] = [_error(reason, f"/events/{sound[place]}")]
+        if isinstance(reason, EventConflict):
+            conflicts.add(sound[place])
+    errors = [one for number in sorted(by_number) for one in by_number[number]]
+    if not errors:
+        # What was in the way is gone by now.
+        return _conflict([])
+    return _conflict(errors) if conflicts == by_number.keys() else invalid(errors)
+
+
+@router.get(
+    "",
+    auth=scope("deliveries:read"),
+    response={200: Listed[EventRow], **problems(422)},
+    summary="List events",
+)
+def list_events(
+    request: HttpRequest,
+    limit: Limit,
+    cursor: Cursor,
+    topic: Topic,
+    tenant: Tenant,
+    since: Since,
+    until: Until,
+) -> Any:
+    """The newest first. A page may hold fewer than `limit`, even none, and have a `next_cursor`."""
+    caller: Caller = request.auth  # type: ignore[attr-defined]
+    if caller.tenant is not None:
+        if tenant not in (None, caller.tenant):
+            return {"data": [], "next_cursor": None}
+        tenant = caller.tenant
+    events, chosen = Event.objects.defer("body"), Q()
+    if since is not None:
+        events = events.filter(created_at__gte=since)
+    if until is not None:
+        events = events.filter(created_at__lt=until)
+    # There is an index for a topic, and one for a tenant; the application's own is in neither.
+    if tenant:
+        events = events.filter(tenant=tenant)
+    elif tenant is not None:
+        chosen &= Q(tenant=tenant)
+    if topic is not None and tenant:
+        chosen &= Q(topic=topic)
+    elif topic is not None:
+        events = events.filter(topic=topic)
+    found = page_of_chosen(events, chosen, cursor=cursor, limit=limit)
+    return {"data": found.rows, "next_cursor": found.next_cursor}
+
+
+@router.get(
+    "/{event_id}",
+    auth=scope("deliveries:read"),
+    response={200: EventRead, **problems(404)},
+    summary="Read an event",
+)
+def read_event(request: HttpRequest, event_id: EventId) -> Any:
+    """The event with its payload, and the deliveries that the key may see."""
+    caller: Caller = request.auth  # type: ignore[attr-defined]
+    # PostgreSQL refuses to look for NUL.
+    visible = caller.sees(Event.objects.all()) if event_id.isprintable() else Event.objects.none()
+    event = visible.filter(pk=event_id).first()
+    if event is None:
+        raise not_found(f"There is no event {event_id[:80]!r}.")
+    deliveries = caller.sees(Delivery.objects.filter(event=event))
+    counts = deliveries.order_by().values_list("status").annotate(Count("pk"))
+    return {
+        **{name: getattr(event, name) for name in EventRow.model_fields},
+        "payload": event.payload,
+        "counts": dict(counts),
+        "deliveries": list(deliveries.order_by("-id")[:MAX_DELIVERIES]),
+    }

@@ -28,6 +28,10 @@ class EventConflict(ValueError):
     """An event with this id exists already, with another topic, type, payload or tenant."""
 
 
+class InvalidEventType(ValueError):
+    """The text cannot be an event's type."""
+
+
 class _NewEventBase(TypedDict):
     topic: str
     payload: dict[str, Any]
@@ -65,9 +69,9 @@ def publish(
     tenant, nothing is recorded and the first event comes back. Ids are the same for all tenants:
     one that another tenant has taken is a conflict, which says nothing of that tenant's event.
 
-    Raises `InvalidTopic`, `InvalidPayload`, `PayloadTooLarge`, `InvalidEventId` or `InvalidTenant`
-    (all of them `ValueError`) before anything is written, and `EventConflict` for a known id with
-    another content. The caller's transaction stays usable.
+    Raises `InvalidTopic`, `InvalidPayload`, `PayloadTooLarge`, `InvalidEventId`,
+    `InvalidEventType` or `InvalidTenant` (all of them `ValueError`) before anything is written, and
+    `EventConflict` for a known id with another content. The caller's transaction stays usable.
     """
     # One event is one statement: it needs no transaction of its own, nor a savepoint for an id
     # that is taken, because then nothing was written.
@@ -93,6 +97,28 @@ def publish_many(events: Iterable[NewEvent]) -> list[Event]:
         with transaction.atomic():
             return _record(drafts)
     return _record(drafts) if drafts else []
+
+
+def refusals(events: Sequence[NewEvent]) -> dict[int, ValueError]:
+    """Why `publish_many` refuses these events: what each alone would raise, by its place.
+
+    For callers that were refused and want to name all that is wrong. Reads, and writes nothing.
+    """
+    found: dict[int, ValueError] = {}
+    drafts: dict[int, _Draft] = {}
+    for place, event in enumerate(events):
+        try:
+            drafts[place] = _draft(**event)
+        except ValueError as error:
+            found[place] = error
+    first: dict[str, Event | _Draft] = {}
+    for known in Event.objects.filter(pk__in={draft.id for draft in drafts.values()}):
+        known.body = bytes(known.body)
+        first[known.id] = known
+    for place, draft in drafts.items():
+        if not _same(first.setdefault(draft.id, draft), draft):
+            found[place] = _conflict(draft.id)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +147,7 @@ def _draft(
         or len(event_type) > MAX_TYPE_LENGTH
         or not event_type.isprintable()
     ):
-        raise ValueError(
+        raise InvalidEventType(
             f"The event type {str(event_type)[:80]!r} is not a printable text of at most "
             f"{MAX_TYPE_LENGTH} characters."
         )
@@ -145,23 +171,24 @@ def _record(drafts: Sequence[_Draft]) -> list[Event]:
         transaction.on_commit(lambda: wake(to_wake), robust=True)
     if recorded and to_recover:
         transaction.on_commit(lambda: wake(to_recover, recovering=True), robust=True)
-    events = {event_id: _event(first[event_id]) for event_id in recorded}
+    events = {event_id: _event(first[event_id], number) for event_id, number in recorded.items()}
     if len(events) < len(first):
         events |= _existing([draft for draft in first.values() if draft.id not in events])
     return [events[draft.id] for draft in drafts]
 
 
-# `deliveries/migrations/0009_tenants.py` has the function, and explains it. The texts of
-# one event are made arrays there, which costs less than to have the driver make arrays of one.
+# `deliveries/migrations/0009_tenants.py` has the function, and explains it; that it counts is from
+# `0011_publish_counts.py`. The texts of one event are made arrays there, which costs less than to
+# have the driver make arrays of one.
 _PUBLISH_ONE = """
-SELECT * FROM deliveries_publish(
+SELECT * FROM deliveries_publish_counted(
     ARRAY[%(id)s::text], ARRAY[%(topic)s::text], ARRAY[%(type)s::text], ARRAY[%(body)s::bytea],
     ARRAY[%(created_at)s::timestamptz], ARRAY[%(topic)s::text], ARRAY[%(candidates)s::text],
     %(commits_now)s::bool, ARRAY[%(tenant)s::text], ARRAY[%(tenant)s::text]
 )
 """
 _PUBLISH_MANY = """
-SELECT * FROM deliveries_publish(
+SELECT * FROM deliveries_publish_counted(
     %(ids)s::text[], %(topics)s::text[], %(types)s::text[], %(bodies)s::bytea[],
     %(created)s::timestamptz[], %(distinct_topics)s::text[], %(candidates)s::text[],
     %(commits_now)s::bool, %(tenants)s::text[], %(distinct_tenants)s::text[]
@@ -169,11 +196,12 @@ SELECT * FROM deliveries_publish(
 """
 
 
-def _insert(drafts: Sequence[_Draft]) -> tuple[list[str], list[str], list[str]]:
+def _insert(drafts: Sequence[_Draft]) -> tuple[dict[str, int], list[str], list[str]]:
     """Record the drafts whose ids are new, with their deliveries, all of them or none.
 
-    Returns these ids, and the ids of the subscriptions to wake: the healthy ones, and those that
-    are failing. As texts: an event may be for a hundred thousand.
+    Returns these ids, each with how many subscriptions of its tenant matched; and the ids of the
+    subscriptions to wake: the healthy ones, and those that are failing. As texts: an event may be
+    for a hundred thousand.
     """
     parameters: dict[str, Any] = {"commits_now": connection.get_autocommit()}
     if len(drafts) == 1:
@@ -203,16 +231,18 @@ def _insert(drafts: Sequence[_Draft]) -> tuple[list[str], list[str], list[str]]:
         }
     with prepared_cursor() as cursor:
         cursor.execute(statement, parameters)
-        recorded, to_wake, to_recover = cursor.fetchone()
-        return recorded, to_wake, to_recover
+        recorded, matched, to_wake, to_recover = cursor.fetchone()
+        return dict(zip(recorded, matched, strict=True)), to_wake, to_recover
 
 
-def _event(draft: _Draft) -> Event:
-    return Event.from_db(
+def _event(draft: _Draft, matched: int) -> Event:
+    event = Event.from_db(
         connection.alias,
         ("id", "topic", "type", "body", "created_at", "tenant"),
         (draft.id, draft.topic, draft.type, draft.body, draft.created_at, draft.tenant),
     )
+    event.matched = matched
+    return event
 
 
 def _existing(drafts: Sequence[_Draft]) -> dict[str, Event]:

@@ -20,3 +20,10 @@ def no_buckets() -> Iterator[redis.Redis]:
     empty_redis().close()
     throttle._buckets.clear()
     wakeups.redis_outage._until = 0.0
+
+
+@pytest.fixture
+def nobody_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is published or sent again goes to no broker."""
+    for module in ("publishing.publish", "keeping.replay", "holding"):
+        monkeypatch.setattr(f"deliveries.{module}.wake", lambda *_, **__: None)
