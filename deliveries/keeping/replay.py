@@ -12,7 +12,7 @@ from uuid import UUID
 from django.db import connection, transaction
 from django.db.models import Max, QuerySet
 
-from deliveries.models import Delivery
+from deliveries.models import Delivery, Event
 from deliveries.waking.wakeups import wake
 from subscriptions.models import Subscription
 
@@ -80,12 +80,14 @@ class Chosen:
     """A subscription's finished deliveries in these statuses.
 
     `since` (included) and `until` (not included) are about the time the event was published.
+    `topic`: only those of events with this very topic.
     """
 
     subscription: Subscription
     statuses: Sequence[str]
     since: datetime | None = None
     until: datetime | None = None
+    topic: str | None = None
 
     def rows(self) -> QuerySet[Delivery]:
         chosen = Delivery.objects.filter(
@@ -97,28 +99,75 @@ class Chosen:
             chosen = chosen.filter(created_at__gte=self.since)
         if self.until is not None:
             chosen = chosen.filter(created_at__lt=self.until)
+        if self.topic is not None:
+            chosen = chosen.filter(event__topic=self.topic)
         return chosen
 
 
-def replay_chosen(chosen: Chosen) -> Iterator[Replayed]:
-    """Replay any number of deliveries, oldest first in each status; yields a total as it grows.
+class Position(NamedTuple):
+    """How far a replay has come: `newest` is the last delivery there was when it began."""
 
-    Reads and changes a batch at a time, each in a transaction of its own: the memory that it
-    needs does not depend on how many there are. When it is interrupted, what was replayed stays
-    so, and the same call goes on with the rest. Deliveries that fail again meanwhile, or are
-    published meanwhile, are not taken.
+    newest: int
+    status: str
+    last: int
+
+
+def replay_some(
+    chosen: Chosen, position: Position | None = None, batches: int = 1
+) -> tuple[Replayed, Position | None]:
+    """Replay the next of the chosen deliveries; returns the numbers, and where to go on.
+
+    At most `batches` of 1,000 deliveries are looked at, each in a transaction of its own, oldest
+    first in each status. None for the position: begin; in the answer: nothing is left.
+    Deliveries that fail again, or are published, after the beginning are not taken.
     """
-    newest = Delivery.objects.aggregate(newest=Max("id"))["newest"] or 0
+    if position is None:
+        newest = Delivery.objects.aggregate(newest=Max("id"))["newest"] or 0
+        position = Position(newest, "", 0)
     total = Replayed()
     # A status at a time: the index is in the order of ids within each status.
     for status in sorted(set(chosen.statuses)):
-        rows = replace(chosen, statuses=[status]).rows().filter(id__lte=newest).order_by("id")
-        last = 0
-        while ids := list(rows.filter(id__gt=last).values_list("id", flat=True)[:BATCH]):
-            replayed, _ = replay(ids)
-            total = Replayed(total.pending + replayed.pending, total.held + replayed.held)
-            yield total
-            last = ids[-1]
+        if status < position.status:
+            continue
+        last = position.last if status == position.status else 0
+        rows = replace(chosen, statuses=[status], topic=None).rows()
+        rows = rows.filter(id__lte=position.newest).order_by("id")
+        full = True
+        while full:
+            if not batches:
+                return total, Position(position.newest, status, last)
+            batch = list(rows.filter(id__gt=last).values_list("id", "event_id")[:BATCH])
+            full = len(batch) == BATCH
+            if batch:
+                replayed, _ = replay(_of_topic(batch, chosen.topic))
+                total = Replayed(total.pending + replayed.pending, total.held + replayed.held)
+                last = batch[-1][0]
+                batches -= 1
+    return total, None
+
+
+def _of_topic(batch: list[tuple[int, str]], topic: str | None) -> list[int]:
+    """The ids of those deliveries whose events have this topic (None: any)."""
+    if topic is None:
+        return [delivery_id for delivery_id, _ in batch]
+    events = Event.objects.filter(pk__in={event_id for _, event_id in batch}, topic=topic)
+    found = set(events.values_list("pk", flat=True))
+    return [delivery_id for delivery_id, event_id in batch if event_id in found]
+
+
+def replay_chosen(chosen: Chosen) -> Iterator[Replayed]:
+    """Replay any number of deliveries, as `replay_some` does; yields a total as it grows.
+
+    The memory that it needs does not depend on how many there are. When it is interrupted, what
+    was replayed stays so, and the same call goes on with the rest.
+    """
+    total, position = Replayed(), None
+    while True:
+        replayed, position = replay_some(chosen, position)
+        total = Replayed(total.pending + replayed.pending, total.held + replayed.held)
+        yield total
+        if position is None:
+            return
 
 
 def why_not(delivery_ids: Iterable[int]) -> dict[int, str]:
