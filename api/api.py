@@ -15,7 +15,7 @@ from api import problems
 from api.auth import ApiKeyAuth
 from api.json import escape, parse
 from api.problems import Problem, invalid
-from api.v1 import deliveries, events, subscriptions
+from api.v1 import deliveries, events, subscription_actions, subscriptions
 
 
 class _Parser(Parser):
@@ -96,5 +96,6 @@ api = Api(
     openapi_url="/openapi.json",
 )
 api.add_router("/v1/subscriptions", subscriptions.router)
+api.add_router("/v1/subscriptions", subscription_actions.router)
 api.add_router("/v1/events", events.router)
 api.add_router("/v1/deliveries", deliveries.router)

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, Self, TypeVar
 
 from django.db import models, transaction
+from django.db.models.expressions import RawSQL
 
 from subscriptions import circuit
 from subscriptions.topics.fields import check_patterns
+from subscriptions.topics.rules import candidates
 
 Row = TypeVar("Row", bound=models.Model)
+
+# The array is hashed once, however long it is. The planner takes the index of publishing for an
+# ordered page only where it guesses the number of matches well, and without the index its function
+# costs 75 µs a row.
+_MATCHED = """
+EXISTS (
+    SELECT FROM jsonb_array_elements_text("subscriptions_subscription"."topic_patterns") AS pattern
+    WHERE pattern = ANY(%s::text[])
+)
+"""
+_HOST = re.compile(r"[^\s/?#@\\]{1,300}")
 
 # What was sent, and what waits, belongs to the tenant of its time.
 TENANT_IS_FIXED = (
@@ -29,6 +43,26 @@ class CircuitQuerySet(models.QuerySet[Row]):
 
     def tripped(self) -> Self:
         return self.filter(enabled=False, auto_disabled_at__isnull=False)
+
+    def reached_by(self, topic: str) -> Self:
+        """Those that match this valid topic, and for which an event makes a delivery, due or held.
+
+        Whose event it is, is not asked. Reads all patterns of the chosen subscriptions, which
+        takes 0.2 s for 100,000: what publishes has an index.
+        """
+        found = RawSQL(_MATCHED, [candidates(topic)], models.BooleanField())  # noqa: S611
+        return self.exclude(enabled=False, auto_disabled_at=None).filter(found)
+
+    def at_host(self, host: str) -> Self:
+        """Those whose URL has this host, and its port if one is given, in any case.
+
+        As it is written in the URL. Raises `ValueError` for what cannot be a host.
+        """
+        if not _HOST.fullmatch(host) or not host.isprintable():
+            raise ValueError(
+                f"{host[:80]!r} is not a host; write one such as example.com or example.com:8443."
+            )
+        return self.filter(url__iregex=rf"^https?://{re.escape(host)}(:[0-9]+)?([/?]|$)")
 
     def update(self, **values: Any) -> int:
         """As Django's; `enabled`, `url` and `recovery` mean what they mean to `Subscription.save`.
