@@ -25,7 +25,7 @@ def modules(*packages: str) -> Iterator[Path]:
 def test_no_module_is_too_long_to_read_at_once() -> None:
     long = {
         str(module.relative_to(ROOT)): count
-        for module in modules(*PACKAGES, "client")
+        for module in modules(*PACKAGES, "client/webhooks_client")
         if "migrations" not in module.parts
         and (count := len(module.read_text().splitlines())) > MAX_LINES
     }
