@@ -14,6 +14,7 @@ from celery.signals import beat_init, worker_shutdown, worker_shutting_down
 
 from deliveries.keeping.housekeeping import expire_held, prune
 from deliveries.keeping.sweep import sweep as sweep_once
+from deliveries.monitoring.sweeps import mark_sweep
 from deliveries.sending import pools  # noqa: F401 - connects its signal
 from deliveries.sending.sender import sender
 from deliveries.waking.queues import DELIVER, TASK
@@ -53,6 +54,7 @@ def sweep() -> None:
         return
     try:
         sweep_once()
+        mark_sweep()
     except DATABASE_ERRORS as error:
         logger.warning("no sweep this time, the database is unreachable: %s", error)
     finally:
