@@ -16,6 +16,7 @@ class Payload:
     topic: str
     body: bytes
     users: int = 0
+    tenant: str = ""
 
 
 @dataclass(slots=True)
@@ -58,6 +59,7 @@ class ClaimedLane:
     lease: str = ""
     deliveries: list[ClaimedDelivery] = field(default_factory=list)
     more: bool = False
+    tenant: str = ""
 
 
 @dataclass(slots=True)

@@ -182,6 +182,8 @@ class Subscription(Remembering):
                 name="subscription_probe_due",
                 condition=Q(next_probe_at__isnull=False),
             ),
+            # The admin's list in the order of names, and whose a name may be.
+            models.Index(fields=["name"], name="subscription_name"),
             # The admin's list: what needs an operator comes first.
             models.Index(
                 F("auto_disabled_at").desc(nulls_last=True), F("name"), name="subscription_listed"
@@ -195,7 +197,7 @@ class Subscription(Remembering):
         ]
 
     def __str__(self) -> str:
-        return self.name
+        return f"{self.name} ({self.tenant})" if self.tenant else self.name
 
     @property
     def state(self) -> str:
@@ -377,20 +379,33 @@ def create_subscription(
     return subscription, subscription.save_with_secret(secret)
 
 
-def find_subscription(name_or_id: str) -> Subscription:
-    """The subscription of that name, or of that id. Raises `Subscription.DoesNotExist`."""
+def find_subscription(name_or_id: str, tenant: str | None = None) -> Subscription:
+    """The subscription of that name, or of that id. Raises `Subscription.DoesNotExist`.
+
+    A name is looked for among the subscriptions of `tenant`, by default the application's own: what
+    a tenant calls its subscriptions changes nothing for others. An id is found in every tenant,
+    unless one is given.
+    """
     # No name is unprintable, and the database refuses to look for NUL or a lone surrogate.
-    if name_or_id.isprintable():
-        found = Subscription.objects.filter(name=name_or_id).first()
-        if found is not None:
-            return found
+    named = Subscription.objects.filter(name=name_or_id if name_or_id.isprintable() else "")
+    if (found := named.filter(tenant=tenant or "").first()) is not None:
+        return found
+    chosen = Subscription.objects.all()
+    if tenant is not None:
+        chosen = chosen.filter(tenant=tenant)
     try:
-        return Subscription.objects.get(pk=uuid.UUID(name_or_id))
+        return chosen.get(pk=uuid.UUID(name_or_id))
     except (ValueError, Subscription.DoesNotExist):
-        raise Subscription.DoesNotExist(
-            f"No subscription has the name or id {name_or_id[:100]!r}; "
-            "`manage.py subscriptions` lists them."
-        ) from None
+        raise Subscription.DoesNotExist(_not_found(name_or_id, tenant, named)) from None
+
+
+def _not_found(name_or_id: str, tenant: str | None, named: models.QuerySet[Subscription]) -> str:
+    whose = f"of the tenant {tenant!r} " if tenant else ""
+    text = f"No subscription {whose}has the name or id {name_or_id[:100]!r}; "
+    if others := list(named.values_list("tenant", flat=True)[:3]):
+        who = ", ".join(f"the tenant {one!r}" if one else "the application" for one in others)
+        return f"{text}there is one of {who}: say with --tenant whose you mean."
+    return f"{text}`manage.py subscriptions` lists them."
 
 
 __all__ = [

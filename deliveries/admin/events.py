@@ -17,19 +17,21 @@ from django.utils.safestring import SafeString
 from deliveries.admin.readonly import ReadOnlyAdmin
 from deliveries.models import Delivery, Event
 from subscriptions.admin.display import ago, link
+from subscriptions.admin.tenants import ChosenTenant, tenant_link
 
 MAX_BODY_CHARACTERS = 100_000
 
 
 @admin.register(Event)
 class EventAdmin(ReadOnlyAdmin):
-    list_display = ("id", "topic", "type", "published")
+    list_display = ("id", "topic", "type", "whose", "published")
     list_display_links = ("id",)
     sortable_by = ("id", "published")
     ordering = ("-created_at",)
+    list_filter = (ChosenTenant,)
     search_fields = ("id",)
     search_help_text = "The event’s id, in full"
-    fields = ("id", "topic", "type", "created_at", "sent_to", "pretty_body")
+    fields = ("id", "topic", "type", "whose", "created_at", "sent_to", "pretty_body")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Event]:
         return super().get_queryset(request).defer("body")
@@ -39,6 +41,10 @@ class EventAdmin(ReadOnlyAdmin):
     ) -> tuple[QuerySet[Event], bool]:
         term = search_term.strip()
         return (queryset.filter(pk=term) if term else queryset), False
+
+    @admin.display(description="tenant")
+    def whose(self, event: Event) -> SafeString | str:
+        return tenant_link(event.tenant, "deliveries_event_changelist")
 
     @admin.display(description="published", ordering="created_at")
     def published(self, event: Event) -> SafeString | str:

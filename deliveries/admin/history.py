@@ -35,6 +35,7 @@ from deliveries.keeping.backlog import backoff
 from deliveries.keeping.replay import BATCH, FINISHED, Replayed, replay
 from deliveries.models import Attempt, Delivery, Event, Lane
 from subscriptions.admin.display import ago, chip, link, page_of, short
+from subscriptions.admin.tenants import ChosenTenant, tenant_link
 from subscriptions.models import Subscription
 
 MAX_ATTEMPTS_SHOWN = 100
@@ -79,6 +80,17 @@ class DeliveryChangeList(IndexedChangeList):
         self.result_list = page
 
 
+class TenantOfDeliveries(ChosenTenant):
+    """The deliveries to subscriptions of one tenant."""
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> QuerySet[Delivery]:
+        if self.value() and request.GET.get("status__exact") in _ORDER_OF_OPEN:
+            # By the indexes of open deliveries: these have none by tenant.
+            chosen = Subscription.objects.filter(tenant=self.value()).order_by()
+            return queryset.filter(subscription__in=chosen.values("pk"))
+        return super().queryset(request, queryset)
+
+
 @admin.register(Delivery)
 class DeliveryAdmin(ReadOnlyAdmin):
     list_display = (
@@ -86,12 +98,13 @@ class DeliveryAdmin(ReadOnlyAdmin):
         "status_now",
         "topic",
         "receiver",
+        "whose",
         "attempts_link",
         "due",
         "error",
         "created",
     )
-    list_filter = ("status", ChosenSubscription, ChosenEvent)
+    list_filter = ("status", TenantOfDeliveries, ChosenSubscription, ChosenEvent)
     search_fields = ("id",)
     search_help_text = "The id of a delivery or of an event, in full"
     actions = ("replay",)
@@ -100,6 +113,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
         "status_now",
         "event_link",
         "receiver",
+        "whose",
         "created_at",
         "due",
         "next_attempt_at",
@@ -211,10 +225,10 @@ class DeliveryAdmin(ReadOnlyAdmin):
             self.message_user(request, text % replayed.held, messages.WARNING)
         if left := len(ids) - changed:
             text = ngettext(
-                "%d delivery was left as it is: it is open already, or its subscription was "
-                "deleted.",
-                "%d deliveries were left as they are: they are open already, or their "
-                "subscriptions were deleted.",
+                "%d delivery was left as it is: it is open already, its subscription was "
+                "deleted, or is not for all tenants any more.",
+                "%d deliveries were left as they are: they are open already, their "
+                "subscriptions were deleted, or are not for all tenants any more.",
                 left,
             )
             self.message_user(request, text % left, messages.WARNING)
@@ -235,6 +249,10 @@ class DeliveryAdmin(ReadOnlyAdmin):
         if subscription is None:
             return "(deleted)"
         return link(subscription.name, page_of(Subscription), subscription.pk)
+
+    @admin.display(description="tenant")
+    def whose(self, delivery: Delivery) -> SafeString | str:
+        return tenant_link(delivery.tenant, "deliveries_delivery_changelist")
 
     @admin.display(description="event")
     def event_link(self, delivery: Delivery) -> SafeString:

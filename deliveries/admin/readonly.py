@@ -95,7 +95,7 @@ class ChosenSubscription(ChosenFilter):
 
     def describe(self, value: str) -> str:
         try:
-            return Subscription.objects.values_list("name", flat=True).get(pk=value)
+            return str(Subscription.objects.only("name", "tenant").get(pk=value))
         except (ValueError, ValidationError, Subscription.DoesNotExist):
             return "a deleted subscription"
 

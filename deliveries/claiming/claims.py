@@ -99,7 +99,7 @@ def claim(
                     lanes[row.subscription_id] = _lane(row, decrypt, token, now + values.lease)
             if singles := _take_singly(cursor, lanes, rows, lease):
                 cursor.execute(READ_BODIES, {"ids": singles, "room": room})
-                bodies |= {key: (topic, body) for key, topic, body in cursor.fetchall()}
+                bodies |= {key: rest for key, *rest in cursor.fetchall()}
             _give_bodies(lanes.values(), bodies, memory)
             idle = [row.subscription_id for row in rows if row.taken]
             idle = [key for key in idle if key not in lanes or not lanes[key].deliveries]
@@ -179,6 +179,7 @@ class _Row(NamedTuple):
     retrying_id: int | None
     backoff: float | None
     name: str
+    tenant: str
     url: str
     headers: str
     epoch: int
@@ -197,7 +198,8 @@ class _Row(NamedTuple):
 _OF_A_LANE = len(_Row._fields) - 5
 _NOTHING = (None,) * 5
 
-_Bodies = dict[str, tuple[str, bytes | None]]
+# By event: its topic, its body, if there was room for it, and its tenant.
+_Bodies = dict[str, Sequence[Any]]
 
 
 def _sorted(rows: Sequence[tuple[Any, ...]]) -> tuple[list[_Row], _Bodies, list[uuid.UUID]]:
@@ -208,11 +210,11 @@ def _sorted(rows: Sequence[tuple[Any, ...]]) -> tuple[list[_Row], _Bodies, list[
     locked: list[uuid.UUID] = []
     for row in rows:
         if row[0] is None:
-            bodies[row[6]] = (row[7], row[20])
+            bodies[row[6]] = (row[8], row[21], row[7])
         elif row[1] is not None:
             lanes.append(row)
-        elif row[15] is not None:
-            claimed[row[0]] = row[_OF_A_LANE:20]
+        elif row[16] is not None:
+            claimed[row[0]] = row[_OF_A_LANE:21]
         else:
             locked.append(row[0])
     joined = [_Row._make(row[:_OF_A_LANE] + claimed.get(row[0], _NOTHING)) for row in lanes]
@@ -234,6 +236,7 @@ def _lane(
         subscription_id=row.subscription_id,
         token=token,
         name=row.name,
+        tenant=row.tenant,
         url=row.url,
         headers=headers,
         epoch=row.epoch,
@@ -287,8 +290,8 @@ def _take_singly(
 def _give_bodies(lanes: Iterable[ClaimedLane], bodies: _Bodies, memory: BodyMemory) -> None:
     """Set the payload of each delivery. One whose event does not exist any more is marked."""
     payloads = {
-        event_id: Payload(topic, body)
-        for event_id, (topic, body) in bodies.items()
+        event_id: Payload(topic, body, tenant=tenant)
+        for event_id, (topic, body, tenant) in bodies.items()
         if body is not None
     }
     for lane in lanes:

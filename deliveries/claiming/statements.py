@@ -45,8 +45,8 @@ _LEASED = """leased AS (
 # Bodies are fetched until they have `room` bytes together, and one in any case. The sum is over
 # sizes only: what is not fetched is not read either.
 _BODIES = """body AS (
-    SELECT id, topic, CASE WHEN before < %(room)s THEN body END AS body FROM (
-        SELECT id, topic, body,
+    SELECT id, topic, CASE WHEN before < %(room)s THEN body END AS body, tenant FROM (
+        SELECT id, topic, body, tenant,
             sum(octet_length(body)) OVER (ORDER BY id) - octet_length(body) AS before
         FROM deliveries_event WHERE id = ANY({ids})
     ) sized
@@ -54,7 +54,7 @@ _BODIES = """body AS (
 
 READ_BODIES = Statement(f"""
 WITH {_BODIES.format(ids="%(ids)s::text[]")}
-SELECT id, topic, body FROM body
+SELECT id, topic, body, tenant FROM body
 """)
 
 _CLAIMED = f""", {_LEASED}
@@ -107,7 +107,7 @@ WITH wanted AS MATERIALIZED (
         coalesce(lane.lease_token = %(token)s::uuid, false) AS taken, lane."window", lane.failures,
         lane.retrying_id, extract(epoch FROM lane.resume_at - now())::float8 AS backoff
 ), lane AS MATERIALIZED (
-    SELECT taken.*, s.name, s.url, s.headers, s.circuit_epoch, s.max_in_flight, s.enabled,
+    SELECT taken.*, s.name, s.tenant, s.url, s.headers, s.circuit_epoch, s.max_in_flight, s.enabled,
         coalesce(NOT s.enabled AND s.recovery = 'automatic' AND s.next_probe_at <= now(), false)
             AS probe,
         ARRAY(
@@ -130,20 +130,20 @@ WITH wanted AS MATERIALIZED (
         FOR UPDATE SKIP LOCKED
     ) due
 ), {_LEASED}, {_BODIES.format(ids="ARRAY(SELECT DISTINCT event_id FROM leased)")}
-SELECT subscription_id, taken, "window", failures, retrying_id, backoff, name, url, headers,
-    circuit_epoch, max_in_flight, enabled, probe, secrets, "limit",
+SELECT subscription_id, taken, "window", failures, retrying_id, backoff, name, tenant, url,
+    headers, circuit_epoch, max_in_flight, enabled, probe, secrets, "limit",
     NULL, NULL, NULL, NULL, NULL, NULL::bytea
 FROM lane
 UNION ALL
 SELECT subscription_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-    NULL, NULL, lease, ids, event_ids, attempts, retries, NULL
+    NULL, NULL, NULL, lease, ids, event_ids, attempts, retries, NULL
 FROM claimed
 UNION ALL
 SELECT subscription_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-    NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+    NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
 FROM locked
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, NULL, NULL, id, topic, NULL, NULL, NULL, NULL, NULL,
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, id, tenant, topic, NULL, NULL, NULL, NULL, NULL,
     NULL, NULL, NULL, NULL, NULL, NULL, NULL, body
 FROM body
 """)

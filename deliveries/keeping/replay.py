@@ -29,10 +29,11 @@ class Replayed(NamedTuple):
 
 # The subscriptions are locked first, as everywhere, so that none trips or is paused between the
 # look at its state and the change. What is open already is left alone: a second replay of the
-# same delivery changes nothing.
+# same delivery changes nothing. So is what publishing would not send to the subscription any more,
+# because it was for all tenants then. (No EXISTS: PostgreSQL may plan it as a hash of all events.)
 _REPLAY = """
 WITH state AS MATERIALIZED (
-    SELECT s.id, s.enabled FROM subscriptions_subscription s
+    SELECT s.id, s.enabled, s.tenant, s.all_tenants FROM subscriptions_subscription s
     WHERE s.id IN (
         SELECT subscription_id FROM deliveries_delivery WHERE id = ANY(%(ids)s::bigint[])
     )
@@ -41,6 +42,9 @@ WITH state AS MATERIALIZED (
     SELECT d.id, state.enabled FROM deliveries_delivery d
     JOIN state ON state.id = d.subscription_id
     WHERE d.id = ANY(%(ids)s::bigint[]) AND d.status = ANY(%(finished)s)
+        AND (state.all_tenants OR state.tenant = coalesce(
+            (SELECT e.tenant FROM deliveries_event e WHERE e.id = d.event_id), state.tenant
+        ))
     ORDER BY d.id FOR UPDATE OF d
 )
 UPDATE deliveries_delivery d SET
@@ -58,7 +62,8 @@ def replay(delivery_ids: Sequence[int]) -> tuple[Replayed, set[int]]:
 
     Retries start again at none, attempts go on counting. Deliveries of a tripped or paused
     subscription are held, and go out when it is active again. Left as they are: those that are
-    pending or held already, and those of a deleted subscription.
+    pending or held already, those of a deleted subscription, and those with another tenant's event,
+    if their subscription is not for all tenants any more.
 
     One transaction; workers are woken after it.
     """
@@ -174,10 +179,13 @@ def why_not(delivery_ids: Iterable[int]) -> dict[int, str]:
     """For deliveries that `replay` left alone: why, in words for operators."""
     ids = list(delivery_ids)
     found = {delivery.pk: delivery for delivery in Delivery.objects.filter(pk__in=ids)}
-    existing = set(
-        Subscription.objects.filter(
-            pk__in={delivery.subscription_id for delivery in found.values()}
-        ).values_list("pk", flat=True)
+    subscriptions = Subscription.objects.in_bulk(
+        {delivery.subscription_id for delivery in found.values()}
+    )
+    tenants = dict(
+        Event.objects.filter(pk__in={delivery.event_id for delivery in found.values()}).values_list(
+            "pk", "tenant"
+        )
     )
     reasons = {}
     for delivery_id in ids:
@@ -186,8 +194,14 @@ def why_not(delivery_ids: Iterable[int]) -> dict[int, str]:
             reasons[delivery_id] = "there is no such delivery"
         elif delivery.status not in FINISHED:
             reasons[delivery_id] = f"it is {delivery.status} already"
-        elif delivery.subscription_id not in existing:
+        elif (subscription := subscriptions.get(delivery.subscription_id)) is None:
             reasons[delivery_id] = "its subscription was deleted"
+        elif not subscription.all_tenants and subscription.tenant != tenants.get(
+            delivery.event_id, subscription.tenant
+        ):
+            reasons[delivery_id] = (
+                "its event is a tenant's, and its subscription is not for all now"
+            )
         else:
             reasons[delivery_id] = "it was changed in that very moment; try again"
     return reasons

@@ -21,9 +21,11 @@ def signed_post(
     topic: str,
     body: bytes,
     timestamp: int,
+    tenant: str = "",
 ) -> requests.PreparedRequest:
     """The signed POST of an event to a receiver; `timestamp` in Unix seconds.
 
+    `tenant` is told to a receiver that gets the events of all tenants, and to no other.
     `headers` are the subscription's own; the sender's win. Not by `Request.prepare()`: URL and
     headers were checked when they were saved, and preparing them again costs more than signing.
     """
@@ -40,6 +42,7 @@ def signed_post(
             timestamp=timestamp,
             secrets=secrets,
             prefix=conf().header_prefix,
+            tenant=tenant,
         ),
     }
     if headers:

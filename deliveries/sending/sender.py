@@ -191,6 +191,7 @@ class Sender:
                 topic=payload.topic,
                 body=payload.body,
                 timestamp=int(time.time()),
+                tenant=payload.tenant if payload.tenant != claimed.tenant else "",
             )
             self.transport.submit(
                 request,

@@ -25,7 +25,14 @@ class BadSignature(Exception):
 
 
 def headers(
-    body: bytes, *, event_id: str, topic: str, timestamp: int, secrets: Sequence[str], prefix: str
+    body: bytes,
+    *,
+    event_id: str,
+    topic: str,
+    timestamp: int,
+    secrets: Sequence[str],
+    prefix: str,
+    tenant: str = "",
 ) -> dict[str, str]:
     """The signature headers of one attempt, all in ASCII.
 
@@ -36,15 +43,16 @@ def headers(
     and made with the oldest live secret: it has room for one signature only, so a receiver
     changes to the new secret when the overlap ends.
 
-    A topic may hold letters beyond ASCII, a header may not: in `<prefix>-Event-Topic` each
-    byte of their UTF-8, and `%` itself, is percent-encoded (RFC 3986, section 2.1).
+    A topic and a tenant may hold letters beyond ASCII, a header may not: in
+    `<prefix>-Event-Topic` and `<prefix>-Tenant` each byte of their UTF-8, `%` itself and spaces are
+    percent-encoded (RFC 3986, section 2.1). `<prefix>-Tenant` is there if `tenant` is not empty.
     """
     if not secrets:
         raise ValueError(f"Event {event_id} cannot be signed: the subscription has no live secret.")
     validate_event_id(event_id)
     signed = _signed_text(event_id, str(timestamp), body)
     signatures = [f"{_VERSION},{_standard(secret, signed)}" for secret in secrets]
-    return {
+    found = {
         "webhook-id": event_id,
         "webhook-timestamp": str(timestamp),
         "webhook-signature": " ".join(signatures),
@@ -53,6 +61,9 @@ def headers(
         f"{prefix}-Event-Topic": quote(topic, safe=_LITERAL),
         f"{prefix}-Timestamp": str(timestamp),
     }
+    if tenant:
+        found[f"{prefix}-Tenant"] = quote(tenant, safe=_LITERAL)
+    return found
 
 
 def verify(

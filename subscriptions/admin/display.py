@@ -38,8 +38,12 @@ def state_chip(subscription: Subscription) -> SafeString:
         "bad",
         f"Tripped at {at:%Y-%m-%d %H:%M:%S %Z}: {subscription.last_error or 'no error is known'}. "
         "Select it and choose ‘Reset the circuit’, or run "
-        f"manage.py reset_circuit {shlex.quote(subscription.name)}",
+        f"manage.py reset_circuit {shlex.quote(subscription.name)}{_tenant_option(subscription)}",
     )
+
+
+def _tenant_option(subscription: Subscription) -> str:
+    return f" --tenant {shlex.quote(subscription.tenant)}" if subscription.tenant else ""
 
 
 def ago(moment: datetime | None) -> SafeString | str:

@@ -87,6 +87,8 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = Subscription
         fields: ClassVar = [
+            "tenant",
+            "all_tenants",
             "name",
             "url",
             "topic_patterns",
@@ -109,6 +111,9 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
         super().__init__(*args, **kwargs)
         if "groups" in self.fields:
             self._offer_groups()
+        if "tenant" in self.fields:
+            # It never changes.
+            self.fields["tenant"].disabled = not self.instance._state.adding
         if "enabled" in self.fields:
             # The circuit may trip while the form is open. What counts is whether the person
             # changed what the form showed, not whether it differs from the row by now.

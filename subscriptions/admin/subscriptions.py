@@ -23,6 +23,7 @@ from subscriptions import circuit
 from subscriptions.admin.careful import CarefulAdmin
 from subscriptions.admin.display import ago, host, short, state_chip
 from subscriptions.admin.forms import RotateSecretForm, SubscriptionForm
+from subscriptions.admin.tenants import ChosenTenant, tenant_link
 from subscriptions.conf import conf
 from subscriptions.models import Subscription
 
@@ -40,21 +41,32 @@ class StateFilter(admin.SimpleListFilter):
         return queryset
 
 
+class TenantFilter(ChosenTenant):
+    """Also offers those of no tenant: of subscriptions there are few enough to read them all."""
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("", "The application itself"), *super().lookups(request, model_admin)]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset if self.value() is None else queryset.filter(tenant=self.value())
+
+
 @admin.register(Subscription)
 class SubscriptionAdmin(CarefulAdmin):
     form = SubscriptionForm
     list_display: tuple[str, ...] = (
         "name",
+        "whose",
         "state_now",
         "receiver",
         "failures",
         "succeeded",
         "error",
     )
-    list_filter = (StateFilter,)
+    list_filter = (StateFilter, TenantFilter)
     show_facets = admin.ShowFacets.NEVER
-    search_fields = ("name", "url")
-    search_help_text = "Name or URL"
+    search_fields = ("name", "url", "tenant")
+    search_help_text = "Name, URL or tenant"
     # What needs an operator comes first. Sorted is by what has an index.
     sortable_by = ("name",)
     ordering = (F("auto_disabled_at").desc(nulls_last=True), "name")
@@ -94,7 +106,8 @@ class SubscriptionAdmin(CarefulAdmin):
         # Groups are a way to edit patterns, nothing of the subscription's own to be read.
         editable = self.has_change_permission(request, obj) if obj else True
         patterns = ["groups", "topic_patterns"] if conf().topic_groups else ["topic_patterns"]
-        receiver = ["name", "url", *(patterns if editable else ["topic_patterns"])]
+        receiver = ["name", "tenant", "all_tenants", "url"]
+        receiver += patterns if editable else ["topic_patterns"]
         sending = ["max_in_flight", "recovery", "headers"]
         if obj is None:
             return [(None, {"fields": [*receiver, "enabled"]}), ("Sending", {"fields": sending})]
@@ -111,6 +124,12 @@ class SubscriptionAdmin(CarefulAdmin):
     @admin.display(description="state")
     def state_now(self, subscription: Subscription) -> SafeString:
         return state_chip(subscription)
+
+    @admin.display(description="tenant")
+    def whose(self, subscription: Subscription) -> SafeString | str:
+        if subscription.all_tenants:
+            return "all tenants"
+        return tenant_link(subscription.tenant, "subscriptions_subscription_changelist")
 
     @admin.display(description="receiver")
     def receiver(self, subscription: Subscription) -> SafeString:

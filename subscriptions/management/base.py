@@ -21,12 +21,13 @@ from django.core.management.base import (
     CommandParser,
     DjangoHelpFormatter,
 )
-from django.db import InterfaceError, OperationalError, ProgrammingError
+from django.db import InterfaceError, OperationalError, ProgrammingError, models
 from psycopg import errors
 from psycopg_pool import PoolTimeout
 
 from subscriptions.models import Subscription, find_subscription
 from subscriptions.secrets.signing_secrets import InvalidSecret, parse
+from subscriptions.tenants import InvalidTenant, validate_tenant
 
 WIDTH = 80
 _EXIT_CODES = """exit codes:
@@ -103,30 +104,50 @@ def add_json_flag(parser: CommandParser) -> None:
     parser.add_argument("--json", action="store_true", help="answer in JSON, for scripts")
 
 
-def find_one(name_or_id: str) -> Subscription:
+def add_tenant_flag(parser: CommandParser, help_text: str = "") -> None:
+    parser.add_argument(
+        "--tenant",
+        type=tenant_argument,
+        metavar="TENANT",
+        help=help_text or "whose subscription is named (default: the application's own)",
+    )
+
+
+def tenant_argument(text: str) -> str:
+    """An argparse type: a tenant; the empty text is the application itself."""
+    try:
+        return validate_tenant(text)
+    except InvalidTenant as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def of_tenant(
+    chosen: models.QuerySet[Subscription], tenant: str | None
+) -> models.QuerySet[Subscription]:
+    """Those of this tenant; None: of every one."""
+    return chosen if tenant is None else chosen.filter(tenant=tenant)
+
+
+def find_one(name_or_id: str, tenant: str | None) -> Subscription:
     """The subscription, or `CommandError`."""
     try:
-        return find_subscription(name_or_id)
+        return find_subscription(name_or_id, tenant)
     except Subscription.DoesNotExist as error:
         raise CommandError(str(error)) from None
 
 
-def find_all(names_or_ids: Iterable[str]) -> list[Subscription]:
+def find_all(names_or_ids: Iterable[str], tenant: str | None) -> list[Subscription]:
     """The subscriptions, each once. `CommandError` for unknown ones, before anything is done."""
     found: dict[Any, Subscription] = {}
     unknown = []
     for name_or_id in names_or_ids:
         try:
-            subscription = find_subscription(name_or_id)
+            subscription = find_subscription(name_or_id, tenant)
             found[subscription.pk] = subscription
-        except Subscription.DoesNotExist:
-            unknown.append(name_or_id)
+        except Subscription.DoesNotExist as error:
+            unknown.append(str(error))
     if unknown:
-        names = ", ".join(repr(name[:100]) for name in unknown)
-        raise CommandError(
-            f"No subscription has the name or id {names}; "
-            "nothing was done. `manage.py subscriptions` lists them."
-        )
+        raise CommandError("\n".join([*unknown, "Nothing was done."]))
     return list(found.values())
 
 

@@ -230,7 +230,8 @@ def test_replaying_says_what_is_sent_held_and_left_alone(
     assert replayed(admin_client, *chosen) == [
         "3 deliveries will be sent again now.",
         "1 delivery is held until its subscription is active again.",
-        "1 delivery was left as it is: it is open already, or its subscription was deleted.",
+        "1 delivery was left as it is: it is open already, its subscription was deleted, or is "
+        "not for all tenants any more.",
     ]
     assert Delivery.objects.filter(status="pending").count() == 4
 
@@ -577,3 +578,26 @@ def test_an_action_on_what_is_no_id_does_nothing(admin_client: Client, chosen: s
         DELIVERIES, {"action": "replay", "_selected_action": [chosen]}, follow=True
     )
     assert response.status_code == 200
+
+
+# Tenants
+
+
+def test_events_and_deliveries_show_their_tenant_and_narrow_to_it(admin_client: Client) -> None:
+    own = make_subscription(name="a", all_tenants=True)
+    acme = make_subscription(name="b", tenant="acme")
+    event = publish("test.one", {}, tenant="acme")
+    publish("test.one", {})
+    for url in (EVENTS, DELIVERIES):
+        assert "?tenant=acme" in text(admin_client, url)
+        assert [one.tenant for one in listed(admin_client, url, tenant="acme")] == ["acme"]
+        assert "\0" not in admin_client.get(url, {"tenant": "\0"}).headers["Location"]
+    assert f"{EVENTS}{event.pk}/change/" in text(admin_client, DELIVERIES)
+    assert "acme" in text(admin_client, f"{EVENTS}{event.pk}/change/")
+    assert "b (acme)" in text(admin_client, f"{DELIVERIES}?subscription={acme.pk}")
+    for status in ("pending", "held", "failed"):
+        found = listed(admin_client, DELIVERIES, tenant="acme", status__exact=status)
+        assert {one.subscription_id for one in found} == (
+            {acme.pk} if status == "pending" else set()
+        )
+    assert {one.subscription_id for one in listed(admin_client, DELIVERIES)} == {own.pk, acme.pk}

@@ -68,7 +68,8 @@ def test_the_same_event_is_published_once() -> None:
     make_subscription(topic_patterns=["a"])
     words = ("publish_event", "a", "--data", "{}", "--id", "order-1")
     assert run_json(*words) == {
-        "id": "order-1", "topic": "a", "already_published": False, "subscriptions": 1, "held": 0,
+        "id": "order-1", "topic": "a", "tenant": "", "already_published": False,
+        "subscriptions": 1, "held": 0,
     }  # fmt: skip
     assert run_json(*words)["already_published"]
     assert "was published before" in run(*words)
@@ -165,6 +166,45 @@ def test_the_first_line_says_that_the_fuse_is_blown(capsys: pytest.CaptureFixtur
     assert run("subscriptions").startswith("The fuse is blown since 20")
     assert len(run_json("subscriptions")) == 1
     assert "The fuse is blown since 20" in capsys.readouterr().err
+
+
+def test_tenants_have_a_column_if_there_are_any() -> None:
+    make_subscription(name="own")
+    assert "TENANT" not in run("subscriptions")
+    make_subscription(name="billing", tenant="acme")
+    make_subscription(name="audit", all_tenants=True)
+    lines = run("subscriptions").splitlines()
+    assert [line.split()[5:] for line in lines[1:]] == [
+        ["(all)", "audit"],
+        ["own"],
+        ["acme", "billing"],
+    ]
+    assert lines[0].endswith("TENANT  NAME")
+    [one] = run_json("subscriptions", "--tenant", "acme")
+    assert (one["name"], one["tenant"], one["all_tenants"]) == ("billing", "acme", False)
+    assert {one["name"] for one in run_json("subscriptions", "--tenant", "")} == {"own", "audit"}
+    assert "of the tenant 'x' exists yet" in run("subscriptions", "--tenant", "x")
+
+
+def test_an_event_is_published_for_a_tenant() -> None:
+    make_subscription(topic_patterns=["a"])
+    make_subscription(topic_patterns=["a"], tenant="acme")
+    words = ("publish_event", "a", "--data", "{}", "--id", "x")
+    answer = run_json(*words, "--tenant", "acme")
+    assert (answer["tenant"], answer["subscriptions"]) == ("acme", 1)
+    assert "taken" in refusal(*words)
+
+
+def test_the_deliveries_of_a_tenants_subscription_are_replayed() -> None:
+    for tenant in ("", "acme"):
+        make_subscription(name="billing", topic_patterns=["a"], tenant=tenant)
+        publish("a", {}, tenant=tenant)
+    finish("failed")
+    words = ("replay", "--subscription", "billing", "--tenant", "acme")
+    assert run_json(*words)["pending"] == 1
+    assert Delivery.objects.get(tenant="acme").status == "pending"
+    assert Delivery.objects.get(tenant="").status == "failed"
+    assert "--subscription" in refusal("replay", "1", "--tenant", "acme", code=2)
 
 
 def test_no_subscription_yet_is_said() -> None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.core.exceptions import ValidationError
 from django.db import IntegrityError, connection, transaction
+from django.utils import timezone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deliveries import EventConflict, NewEvent, publish, publish_many
-from deliveries.models import Delivery, Event
+from deliveries.keeping.replay import Chosen, replay, replay_chosen, why_not
+from deliveries.models import Delivery, Event, Lane
 from subscriptions.models import Subscription
 from subscriptions.tenants import InvalidTenant
-from tests.factories import make_subscription
+from tests.deliveries.conftest import Script
+from tests.factories import make_subscription, statuses
 from tests.topics import matches, patterns, topics
+from webhooks_project.receiver import Answer, Receiver
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("ordered")]
 
@@ -137,6 +143,79 @@ def test_only_the_applications_subscriptions_can_be_for_all_tenants() -> None:
         cursor.execute(
             "UPDATE subscriptions_subscription SET tenant = 'acme' WHERE id = %s", [own.pk]
         )
+
+
+# What is sent
+
+
+def test_only_a_subscription_for_all_tenants_is_told_the_tenant(
+    send: Callable[..., None], receiver: Receiver
+) -> None:
+    everything = make_subscription(name="audit", url=receiver.url, all_tenants=True)
+    acme = make_subscription(name="billing", url=receiver.url, tenant="café 100%")
+    first = publish("test.one", {}, tenant="café 100%")
+    second = publish("test.one", {})
+    send(everything, acme)
+    told = {
+        (one.headers["X-Webhook-Event-Id"], one.headers.get("X-Webhook-Tenant"))
+        for one in receiver.received
+    }
+    assert told == {(first.id, "caf%C3%A9%20100%25"), (first.id, None), (second.id, None)}
+    assert len(receiver.received) == 3
+    # The envelope is the same for both.
+    assert {one.body for one in receiver.received} == {first.body, second.body}
+    assert b"caf" not in first.body
+
+
+def test_a_retry_and_a_probe_tell_the_tenant_too(
+    send: Callable[..., None], receiver: Receiver, script: Script
+) -> None:
+    subscription = make_subscription(url=receiver.url, all_tenants=True, recovery="automatic")
+    publish("test.one", {}, tenant="acme")
+    script.answers = [Answer(500), Answer(410)]
+    send(subscription)
+    Delivery.objects.update(next_attempt_at=timezone.now())
+    Lane.objects.update(resume_at=None)
+    send(subscription)
+    Subscription.objects.filter(pk=subscription.pk).update(next_probe_at=timezone.now())
+    send(subscription)
+    assert [one.headers["X-Webhook-Tenant"] for one in receiver.received] == ["acme"] * 2
+    publish("test.one", {}, tenant="acme")
+    Subscription.objects.filter(pk=subscription.pk).update(next_probe_at=timezone.now())
+    send(subscription)
+    assert [one.headers["X-Webhook-Tenant"] for one in receiver.received] == ["acme"] * 3
+    assert statuses(subscription)["succeeded"] == 1
+
+
+def test_the_header_of_the_tenant_cannot_be_set_for_a_subscription() -> None:
+    for name in ("X-Webhook-Tenant", "x_webhook_tenant"):
+        with pytest.raises(ValidationError, match="set by the sender"):
+            make_subscription(headers={name: "other"})
+
+
+# Replay
+
+
+def test_a_replay_never_crosses_tenants() -> None:
+    everything = make_subscription(all_tenants=True)
+    acme = make_subscription(tenant="acme")
+    publish("test.one", {}, tenant="acme")
+    own = publish("test.one", {})
+    Delivery.objects.update(status="succeeded", next_attempt_at=None, finished_at=timezone.now())
+    everything.all_tenants = False
+    everything.save()
+    stranger = Delivery.objects.get(subscription=everything, event__tenant="acme")
+    ids = list(Delivery.objects.values_list("pk", flat=True))
+    _, changed = replay(ids)
+    assert changed == set(ids) - {stranger.pk}
+    assert "a tenant's" in why_not([stranger.pk])[stranger.pk]
+    assert statuses(acme) == {"pending": 1}
+    assert Delivery.objects.get(subscription=everything, event=own).status == "pending"
+    for chosen in replay_chosen(Chosen(everything, ["succeeded"])):
+        assert chosen == (0, 0)
+    everything.all_tenants = True
+    everything.save()
+    assert replay([stranger.pk])[1] == {stranger.pk}
 
 
 # What is read

@@ -443,3 +443,52 @@ def test_a_name_that_is_invalid_is_not_also_called_taken(admin_client: Client) -
     response = admin_client.post(f"{LIST}add/", fields(name="billing\u200b", url="ftp://x"))
     errors = response.context["adminform"].form.errors
     assert "already exists" not in str(errors["name"])
+
+
+# Tenants
+
+
+def test_a_subscription_is_added_for_a_tenant_and_stays_with_it(admin_client: Client) -> None:
+    make_subscription(name="billing")
+    admin_client.post(f"{LIST}add/", fields(tenant="acme"))
+    subscription = Subscription.objects.get(tenant="acme")
+    page = admin_client.get(change_page(subscription))
+    assert page.context["adminform"].form.fields["tenant"].disabled
+    sent = shown_form(admin_client, subscription) | {"tenant": "other", "name": "new"}
+    assert admin_client.post(change_page(subscription), sent).status_code == 302
+    subscription.refresh_from_db()
+    assert (subscription.tenant, subscription.name) == ("acme", "new")
+    make_subscription(name="taken", tenant="acme")
+    sent = shown_form(admin_client, subscription) | {"name": "taken"}
+    form = admin_client.post(change_page(subscription), sent).context["adminform"].form
+    assert "has a subscription with this name already" in str(form.errors["name"])
+
+
+def test_a_tenants_subscription_is_not_for_all_tenants(admin_client: Client) -> None:
+    answer = admin_client.post(f"{LIST}add/", fields(tenant="acme", all_tenants="on"))
+    assert "whose tenant is empty" in str(answer.context["adminform"].form.errors["all_tenants"])
+    admin_client.post(f"{LIST}add/", fields(all_tenants="on"))
+    assert Subscription.objects.get().all_tenants
+
+
+def test_the_list_shows_tenants_and_narrows_to_one(admin_client: Client) -> None:
+    own, acme, everything = (
+        make_subscription(name="a"),
+        make_subscription(name="b", tenant="acme & co"),
+        make_subscription(name="c", all_tenants=True),
+    )
+    page = html.unescape(admin_client.get(LIST).content.decode())
+    assert "?tenant=acme+%26+co" in page
+    assert "all tenants</td>" in page
+
+    def listed(**query: str) -> set[Subscription]:
+        return set(admin_client.get(LIST, query).context["cl"].result_list)
+
+    assert listed(tenant="acme & co") == listed(q="acme") == {acme}
+    assert listed(tenant="") == {own, everything}
+
+
+def test_the_hint_of_a_tripped_one_names_its_tenant(admin_client: Client) -> None:
+    trip(make_subscription(name="billing", tenant="acme"))
+    page = html.unescape(admin_client.get(LIST).content.decode())
+    assert "manage.py reset_circuit billing --tenant acme" in page

@@ -70,6 +70,8 @@ def test_every_option_of_a_new_subscription_is_kept() -> None:
     assert (subscription.max_in_flight, subscription.recovery) == (3, "manual")
     assert answer == {
         "id": str(subscription.pk),
+        "tenant": "",
+        "all_tenants": False,
         "name": "billing",
         "url": URL,
         "topic_patterns": ["order.*"],
@@ -280,3 +282,62 @@ def test_the_fuse_is_reset_by_whoever_says_so() -> None:
     assert run("reset_fuse") == "The fuse is reset: circuits may trip as before.\n"
     assert not fuse.blown()
     assert run_json("reset_fuse") == {"reset": False}
+
+
+# Tenants
+
+
+def test_a_name_is_the_applications_unless_a_tenant_is_said() -> None:
+    own, acme = make_subscription(name="billing"), make_subscription(name="billing", tenant="acme")
+    assert run("pause", "billing") == "billing: paused; what was pending is held\n"
+    assert run("pause", "billing", "--tenant", "acme").startswith("billing (acme): paused")
+    assert run("resume", str(acme.pk)).startswith("billing (acme): resumed")
+    own.refresh_from_db()
+    acme.refresh_from_db()
+    assert (own.state, acme.state) == ("paused", "active")
+
+
+def test_a_name_of_others_says_whose_it_may_be() -> None:
+    for tenant in ("acme", "other"):
+        make_subscription(name="billing", tenant=tenant)
+    told = refusal("pause", "billing", "nobody")
+    assert "one of the tenant 'acme', the tenant 'other': say with --tenant whose" in told
+    assert "'nobody'; `manage.py subscriptions` lists them." in told
+    assert "Nothing was done." in told
+    assert Subscription.objects.active().count() == 2
+    stranger = Subscription.objects.get(tenant="other")
+    assert "of the tenant 'acme'" in refusal("pause", str(stranger.pk), "--tenant", "acme")
+    assert "do not print" in refusal("pause", "billing", "--tenant", "a\0")
+
+
+def test_add_subscription_takes_a_tenant_or_all() -> None:
+    words = ("add_subscription", "a", URL, "--pattern", "x")
+    answer = run_json(*words, "--tenant", "acme")
+    assert (answer["tenant"], answer["all_tenants"]) == ("acme", False)
+    assert "tenant    the events of all tenants" in run(*words, "--all-tenants")
+    found = list(Subscription.objects.values_list("tenant", "name", "all_tenants"))
+    assert found == [("", "a", True), ("acme", "a", False)]
+    assert "all_tenants: Only a subscription of the application" in refusal(
+        "add_subscription", "b", URL, "--pattern", "x", "--tenant", "acme", "--all-tenants", code=2
+    )
+    assert "with this name already" in refusal(*words, "--tenant", "acme")
+
+
+def test_reset_circuit_all_can_be_for_one_tenant() -> None:
+    own, acme, other = (
+        make_subscription(name="billing", tenant=tenant) for tenant in ("", "acme", "other")
+    )
+    for one in (own, acme, other):
+        trip(one)
+    assert run_json("reset_circuit", "--all", "--tenant", "acme") == {
+        "changed": ["billing (acme)"],
+        "unchanged": [],
+    }
+    assert run_json("reset_circuit", "--all", "--tenant", "")["changed"] == ["billing"]
+    assert run_json("reset_circuit", "--all")["changed"] == ["billing (other)"]
+
+
+def test_rotate_secret_knows_tenants() -> None:
+    make_subscription(name="billing", tenant="acme")
+    assert "--tenant" in refusal("rotate_secret", "billing")
+    assert "'billing (acme)' has a new" in run("rotate_secret", "billing", "--tenant", "acme")

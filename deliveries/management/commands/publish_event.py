@@ -12,7 +12,7 @@ from django.core.management.base import CommandError, CommandParser
 from deliveries import EventConflict, publish
 from deliveries.body import validate_event_id
 from deliveries.models import Delivery, Event
-from subscriptions.management.base import OperatorCommand, add_json_flag
+from subscriptions.management.base import OperatorCommand, add_json_flag, add_tenant_flag
 
 
 class Command(OperatorCommand):
@@ -21,6 +21,7 @@ class Command(OperatorCommand):
         """order.created --data '{"id": 42}'""",
         "order.created --data @order.json --id order-42",
         "order.created --data - < order.json",
+        """order.created --data '{"id": 42}' --tenant acme""",
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -38,6 +39,11 @@ class Command(OperatorCommand):
             help="the event's id (default: a new one). If the same event was published with this "
             "id before, nothing happens",
         )
+        add_tenant_flag(
+            parser,
+            "whose event it is (default: the application's own): only this tenant's subscriptions "
+            "get it, and those for all tenants",
+        )
         add_json_flag(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -52,6 +58,7 @@ class Command(OperatorCommand):
                 _payload(options["data"]),
                 event_type=options["event_type"],
                 event_id=event_id,
+                tenant=options["tenant"] or "",
             )
         except EventConflict as error:
             raise CommandError(str(error)) from None
@@ -64,6 +71,7 @@ class Command(OperatorCommand):
                 {
                     "id": event.id,
                     "topic": event.topic,
+                    "tenant": event.tenant,
                     "already_published": known,
                     "subscriptions": len(statuses),
                     "held": held,

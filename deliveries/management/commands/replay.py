@@ -19,7 +19,12 @@ from deliveries.keeping.replay import (
     why_not,
 )
 from deliveries.models import Delivery
-from subscriptions.management.base import OperatorCommand, add_json_flag, find_one
+from subscriptions.management.base import (
+    OperatorCommand,
+    add_json_flag,
+    add_tenant_flag,
+    find_one,
+)
 
 _AGO = re.compile(r"(\d{1,9})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -65,6 +70,10 @@ class Command(OperatorCommand):
             "ids", nargs="*", type=_delivery_id, metavar="DELIVERY_ID", help="id of a delivery"
         )
         parser.add_argument("--subscription", metavar="NAME", help="name or id of a subscription")
+        add_tenant_flag(
+            parser,
+            "with --subscription: whose subscription is named (default: the application's own)",
+        )
         parser.add_argument(
             "--status",
             action="append",
@@ -87,12 +96,12 @@ class Command(OperatorCommand):
         add_json_flag(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        narrowed = options["status"] or options["since"] or options["until"]
+        narrowed = any(options[name] for name in ("tenant", "status", "since", "until"))
         if bool(options["ids"]) == bool(options["subscription"]):
             raise CommandError("Give the ids of deliveries, or --subscription NAME.", returncode=2)
         if options["ids"] and narrowed:
             raise CommandError(
-                "--status, --since and --until go with --subscription.", returncode=2
+                "--tenant, --status, --since and --until go with --subscription.", returncode=2
             )
         if options["ids"]:
             self._replay_ids(list(dict.fromkeys(options["ids"])), options)
@@ -116,7 +125,7 @@ class Command(OperatorCommand):
 
     def _replay_subscription(self, options: dict[str, Any]) -> None:
         chosen = Chosen(
-            find_one(options["subscription"]),
+            find_one(options["subscription"], options["tenant"]),
             statuses=options["status"] or [Delivery.Status.FAILED, Delivery.Status.DISCARDED],
             since=options["since"],
             until=options["until"],

@@ -8,7 +8,7 @@ from django.core.management.base import CommandError, CommandParser
 
 from deliveries.management.discarding import DiscardingCommand
 from subscriptions import circuit
-from subscriptions.management.base import find_all
+from subscriptions.management.base import find_all, of_tenant
 from subscriptions.management.switching import add_names
 from subscriptions.models import Subscription
 
@@ -19,10 +19,15 @@ class Command(DiscardingCommand):
         "sent, gently at first. Active ones that are backing off are sent to at once. Paused ones "
         "are left as they are."
     )
-    examples = ("billing", "billing audit --discard-held", "--all")
+    examples = ("billing", "billing audit --discard-held", "--all", "--all --tenant acme")
 
     def add_arguments(self, parser: CommandParser) -> None:
-        add_names(parser, optional=True)
+        add_names(
+            parser,
+            optional=True,
+            tenant="whose subscription is named (default: the application's own); with --all: only "
+            "those of this tenant",
+        )
         parser.add_argument("--all", action="store_true", help="every tripped subscription")
         self.add_discard_flags(parser)
 
@@ -32,9 +37,9 @@ class Command(DiscardingCommand):
                 "Give the names of subscriptions, or --all for every tripped one.", returncode=2
             )
         if options["all"]:
-            chosen = list(Subscription.objects.tripped())
+            chosen = list(of_tenant(Subscription.objects.tripped(), options["tenant"]))
         else:
-            chosen = find_all(options["names"])
+            chosen = find_all(options["names"], options["tenant"])
         tripped = [subscription for subscription in chosen if subscription.state == "tripped"]
         if options["discard_held"]:
             self.confirm_discard(tripped, options)

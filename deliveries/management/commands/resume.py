@@ -24,11 +24,11 @@ class Command(DiscardingCommand):
         self.add_discard_flags(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        chosen = find_all(options["names"])
+        chosen = find_all(options["names"], options["tenant"])
         if tripped := [subscription for subscription in chosen if subscription.state == "tripped"]:
             raise CommandError(
                 "\n".join(
-                    f"{subscription.name} is tripped, not paused: {subscription.last_error}"
+                    f"{subscription} is tripped, not paused: {subscription.last_error}"
                     for subscription in tripped
                 )
                 + "\nNothing was done. `manage.py reset_circuit` makes tripped ones active."

@@ -7,7 +7,12 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 
 from deliveries.sending.send_test import TEST_TOPIC, send_test
-from subscriptions.management.base import OperatorCommand, add_json_flag, find_one
+from subscriptions.management.base import (
+    OperatorCommand,
+    add_json_flag,
+    add_tenant_flag,
+    find_one,
+)
 from subscriptions.topics.rules import InvalidTopic
 
 
@@ -24,10 +29,11 @@ class Command(OperatorCommand):
         parser.add_argument(
             "--topic", default=TEST_TOPIC, help="the test event's topic (%(default)s)"
         )
+        add_tenant_flag(parser)
         add_json_flag(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        subscription = find_one(options["name"])
+        subscription = find_one(options["name"], options["tenant"])
         try:
             tested = send_test(subscription, topic=options["topic"])
         except InvalidTopic as error:
@@ -35,7 +41,7 @@ class Command(OperatorCommand):
         if options["json"]:
             self.write_json(
                 {
-                    "name": subscription.name,
+                    "name": str(subscription),
                     "succeeded": tested.succeeded,
                     "event_id": tested.event_id,
                     "status_code": tested.status_code,
@@ -46,6 +52,6 @@ class Command(OperatorCommand):
                 }
             )
         elif tested.succeeded:
-            self.stdout.write(f"{subscription.name}: {tested}")
+            self.stdout.write(f"{subscription}: {tested}")
         if not tested.succeeded:
-            raise CommandError(f"{subscription.name}: {tested}")
+            raise CommandError(f"{subscription}: {tested}")

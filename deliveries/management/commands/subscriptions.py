@@ -18,7 +18,13 @@ from deliveries.keeping.backlog import (
     is_sending,
 )
 from deliveries.models import Lane
-from subscriptions.management.base import WIDTH, OperatorCommand, add_json_flag, when
+from subscriptions.management.base import (
+    WIDTH,
+    OperatorCommand,
+    add_json_flag,
+    add_tenant_flag,
+    when,
+)
 from subscriptions.models import Subscription
 
 # What needs an operator comes first.
@@ -46,23 +52,25 @@ class Command(OperatorCommand):
         "and the last error; until when one backs off, and why. FAILS is the number of failures "
         "in a row. The first line says if the fuse is blown (with --json on standard error)."
     )
-    examples = ("", "--state tripped", "--lanes", "--json")
+    examples = ("", "--state tripped", "--tenant acme", "--lanes", "--json")
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--state", choices=_ORDER, help="only those in this state")
         parser.add_argument(
             "--lanes", action="store_true", help="also say to whom a worker is sending just now"
         )
+        add_tenant_flag(parser, "only those of this tenant; '' is the application itself")
         add_json_flag(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         chosen = Subscription.objects.all()
+        if options["tenant"] is not None:
+            chosen = chosen.filter(tenant=options["tenant"])
         if options["state"]:
             chosen = getattr(chosen, options["state"])()
-        found = sorted(
-            chosen, key=lambda subscription: (_ORDER.index(subscription.state), subscription.name)
-        )
-        ids = [subscription.pk for subscription in found] if options["state"] else None
+        found = sorted(chosen, key=lambda one: (_ORDER.index(one.state), one.tenant, one.name))
+        some = options["state"] or options["tenant"] is not None
+        ids = [subscription.pk for subscription in found] if some else None
         waiting = backlogs(ids)
         lanes = Lane.objects.in_bulk(ids)
         shown = [
@@ -82,10 +90,15 @@ class Command(OperatorCommand):
             self.write_json([_as_json(row) for row in shown])
             return
         if not shown:
+            whose = f" of the tenant {options['tenant']!r}" if options["tenant"] else ""
             what = f"is {options['state']}" if options["state"] else "exists yet"
-            self.stdout.write(f"No subscription {what}.")
+            self.stdout.write(f"No subscription{whose} {what}.")
             return
-        self.stdout.write(_row("STATE", "TRIPPED AT (UTC)", "FAILS", "PENDING", "HELD", "NAME"))
+        # A column for those who have tenants, as wide as the longest one.
+        tenants = [_tenant(row.subscription) for row in shown]
+        width = max(len("TENANT"), *map(len, tenants)) if any(tenants) else 0
+        title = f"{'TENANT':<{width}}  NAME" if width else "NAME"
+        self.stdout.write(_row("STATE", "TRIPPED AT (UTC)", "FAILS", "PENDING", "HELD", title))
         for row in shown:
             since = row.subscription.auto_disabled_at
             self.stdout.write(
@@ -95,11 +108,17 @@ class Command(OperatorCommand):
                     row.subscription.consecutive_failures,
                     row.backlog.pending,
                     row.backlog.held,
-                    row.subscription.name,
+                    f"{_tenant(row.subscription):<{width}}  {row.subscription.name}"
+                    if width
+                    else row.subscription.name,
                 )
             )
             for note in _notes(row, lanes=options["lanes"]):
                 self.stdout.write(f"         {shorten(note, WIDTH - 9)}")
+
+
+def _tenant(subscription: Subscription) -> str:
+    return "(all)" if subscription.all_tenants else subscription.tenant
 
 
 def _row(state: str, since: str, fails: object, pending: object, held: object, name: str) -> str:
@@ -124,6 +143,8 @@ def _as_json(shown: _Shown) -> dict[str, Any]:
     subscription, lane, waits = shown.subscription, shown.lane, shown.backoff
     return {
         "id": subscription.pk,
+        "tenant": subscription.tenant,
+        "all_tenants": subscription.all_tenants,
         "name": subscription.name,
         "url": subscription.url,
         "topic_patterns": subscription.topic_patterns,

@@ -12,6 +12,7 @@ from subscriptions.conf import conf
 from subscriptions.management.base import (
     OperatorCommand,
     add_json_flag,
+    add_tenant_flag,
     secret_argument,
     sentence,
     whole_number,
@@ -34,11 +35,14 @@ class Command(OperatorCommand):
     examples = (
         "billing https://example.com/a --pattern 'order.*'",
         "audit https://example.com/b --pattern '>' --json",
+        "bills https://a.example/ --pattern x --tenant acme",
         "old https://example.com/ --pattern x --secret - < file",
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("name", help="a name for operators and commands; unique")
+        parser.add_argument(
+            "name", help="a name for operators and commands; unique within its tenant"
+        )
         parser.add_argument("url", help="where events are sent: http:// or https://")
         parser.add_argument(
             "--pattern",
@@ -72,6 +76,14 @@ class Command(OperatorCommand):
             dest="headers",
             help="a header to add to each request; repeatable",
         )
+        add_tenant_flag(
+            parser, "whose subscription it is, for good (default: the application's own)"
+        )
+        parser.add_argument(
+            "--all-tenants",
+            action="store_true",
+            help="send it the events of every tenant; not with --tenant",
+        )
         parser.add_argument(
             "--max-in-flight",
             type=whole_number(1, 1000),
@@ -101,6 +113,8 @@ class Command(OperatorCommand):
                 topic_patterns=_patterns(options["patterns"], options["groups"]),
                 secret=options["secret"],
                 headers=headers,
+                tenant=options["tenant"] or "",
+                all_tenants=options["all_tenants"],
                 **fields,
             )
         except ValidationError as error:
@@ -114,6 +128,8 @@ class Command(OperatorCommand):
             self.write_json(
                 {
                     "id": subscription.pk,
+                    "tenant": subscription.tenant,
+                    "all_tenants": subscription.all_tenants,
                     "name": subscription.name,
                     "url": subscription.url,
                     "topic_patterns": subscription.topic_patterns,
@@ -122,6 +138,8 @@ class Command(OperatorCommand):
             )
             return
         self.stdout.write(f"Added {subscription.name!r}.")
+        if subscription.tenant or subscription.all_tenants:
+            self.stdout.write(f"  tenant    {subscription.tenant or 'the events of all tenants'}")
         self.stdout.write(f"  id        {subscription.pk}")
         self.stdout.write(f"  url       {subscription.url}")
         self.stdout.write(f"  patterns  {'  '.join(subscription.topic_patterns)}")

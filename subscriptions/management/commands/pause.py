@@ -16,13 +16,13 @@ class Command(SwitchingCommand):
         "Pause subscriptions, active or tripped. What is pending is held until `resume`; events "
         "published in the meantime are not kept for them."
     )
-    examples = ("billing", "billing audit")
+    examples = ("billing", "billing audit", "billing --tenant acme")
 
     def add_arguments(self, parser: CommandParser) -> None:
         add_names(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        chosen = find_all(options["names"])
+        chosen = find_all(options["names"], options["tenant"])
         changed = circuit.pause([subscription.pk for subscription in chosen])
         self.report(
             chosen,

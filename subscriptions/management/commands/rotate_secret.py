@@ -10,6 +10,7 @@ from django.db.models import Max
 from subscriptions.management.base import (
     OperatorCommand,
     add_json_flag,
+    add_tenant_flag,
     find_one,
     seconds,
     secret_argument,
@@ -39,18 +40,19 @@ class Command(OperatorCommand):
             metavar="SECONDS",
             help="how long the old secret stays valid (default: WEBHOOKS_SECRET_OVERLAP)",
         )
+        add_tenant_flag(parser)
         add_json_flag(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        subscription = find_one(options["name"])
+        subscription = find_one(options["name"], options["tenant"])
         old = [secret.pk for secret in subscription.secrets.live()]
         secret = subscription.rotate_secret(options["secret"], overlap=options["overlap"])
         ends = subscription.secrets.filter(pk__in=old).aggregate(ends=Max("expires_at"))["ends"]
         shown = secret if options["secret"] is None else None
         if options["json"]:
-            self.write_json({"name": subscription.name, "secret": shown, "old_ends_at": ends})
+            self.write_json({"name": str(subscription), "secret": shown, "old_ends_at": ends})
             return
-        self.stdout.write(f"{subscription.name!r} has a new signing secret.")
+        self.stdout.write(f"{str(subscription)!r} has a new signing secret.")
         if shown is None:
             self.stdout.write("  secret    as given")
         else:
