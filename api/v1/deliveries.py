@@ -41,6 +41,9 @@ _ORDERS: dict[str, tuple[str, ...]] = {
     "pending": ("subscription_id", "next_attempt_at", "id"),
     "held": ("subscription_id", "id"),
 }
+# A delivery has its subscription's tenant, and one of the application's may be for all tenants. A
+# key that is bound to the application sees no event of others there either.
+_OWN_EVENTS = Q(event__tenant="")
 _NEWEST_FIRST: tuple[str, ...] = ("-id",)
 
 
@@ -93,6 +96,8 @@ def list_deliveries(
         rows = rows.filter(tenant=tenant)
     elif tenant is not None:
         chosen &= Q(tenant=tenant)
+    if caller.tenant == "":
+        chosen &= _OWN_EVENTS
     if topic is not None:
         chosen &= Q(topic=topic)
     if since is not None:
@@ -210,7 +215,8 @@ def discard_delivery(request: HttpRequest, delivery_id: DeliveryId) -> Any:
 
 def _visible(request: HttpRequest, delivery_id: int) -> Delivery:
     caller: Caller = request.auth  # type: ignore[attr-defined]
-    delivery = caller.sees(_with_topics()).filter(pk=delivery_id).first()
+    chosen = _OWN_EVENTS if caller.tenant == "" else Q()
+    delivery = caller.sees(_with_topics()).filter(chosen, pk=delivery_id).first()
     if delivery is None:
         raise not_found(f"There is no delivery {delivery_id}.")
     return delivery
