@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
@@ -35,10 +36,24 @@ class _Document(OpenAPISchema):
 
     def responses(self, operation: Any) -> Any:
         found = super().responses(operation)
+        if any(isinstance(auth, ApiKeyAuth) for auth in operation.auth_callbacks):
+            sources = {model.__ninja_param_source__ for model in operation.models}
+            for status in (
+                *problems.OF_EVERY_ROUTE,
+                *(problems.OF_A_BODY if "body" in sources else ()),
+                *(problems.OF_PARAMETERS if sources else ()),
+            ):
+                found.setdefault(status, {"description": HTTPStatus(status).phrase})
         for status, answer in found.items():
-            if status >= 400 and "content" in answer:
-                answer["content"] = {problems.MEDIA_TYPE: answer["content"]["application/json"]}
-        return found
+            if status >= 400:
+                answer["content"] = {
+                    problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}
+                }
+            if status in problems.HEADERS:
+                name, kind, description = problems.HEADERS[status]
+                header = {"description": description, "schema": {"type": kind}}
+                answer["headers"] = {name: header}
+        return dict(sorted(found.items()))
 
 
 class Api(NinjaAPI):

@@ -27,6 +27,17 @@ TYPES = "/api/problems#"
 # Seconds after which a client may ask again when the database was away.
 RETRY_AFTER = 5
 
+# What the OpenAPI file says of every route that needs a key, of those that take a body, and of
+# those that take anything.
+OF_EVERY_ROUTE = (401, 403, 429, 500, 503)
+OF_A_BODY = (400, 413, 415)
+OF_PARAMETERS = (422,)
+HEADERS = {
+    401: ("WWW-Authenticate", "string", "The challenge of RFC 6750."),
+    429: ("Retry-After", "integer", "Seconds after which the key may ask again."),
+    503: ("Retry-After", "integer", "Seconds after which to send the same again."),
+}
+
 
 class Problem(Exception):
     """What the API answers instead of a result.
@@ -99,7 +110,7 @@ class ProblemBody(BaseModel):
 def problems(*statuses: int) -> dict[int, type[ProblemBody]]:
     """For `response={200: Out, **problems(404, 422)}`: what the OpenAPI file says of errors.
 
-    401, 403, 429, 500 and 503 are added by `api.api` to every route that needs a key.
+    `api.api` adds `OF_EVERY_ROUTE` and the like.
     """
     return dict.fromkeys(statuses, ProblemBody)
 

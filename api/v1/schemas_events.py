@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from ninja import Query
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SkipValidation
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation
+
+from api.v1.moments import Moment
 
 MAX_EVENTS = 1000
 
@@ -54,7 +56,7 @@ ATTEMPT: dict[str, Any] = {
 DeliveryStatus = Literal["pending", "held", "succeeded", "failed", "discarded"]
 
 Since = Annotated[
-    AwareDatetime | None,
+    Moment | None,
     Query(
         None,
         description="Published at this time or later: RFC 3339, with a time zone.",
@@ -62,7 +64,7 @@ Since = Annotated[
     ),
 ]
 Until = Annotated[
-    AwareDatetime | None, Query(None, description="Published before this time, in the same form.")
+    Moment | None, Query(None, description="Published before this time, in the same form.")
 ]
 # PostgreSQL refuses to look for NUL.
 _NO_NUL = "^[^\\x00]*$"

@@ -6,13 +6,12 @@ them, with a sentence that says more than a validator of types could.
 
 from __future__ import annotations
 
-import re
-from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, Strict
 from pydantic_core import PydanticCustomError
 
+from api.v1.moments import Moment
 from deliveries.sending.send_test import TEST_TOPIC
 from subscriptions.models import Subscription
 from subscriptions.tenants import MAX_LENGTH as MAX_TENANT_LENGTH
@@ -37,24 +36,6 @@ class Body(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-
-_MOMENT = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
-)
-
-
-def _moment(value: Any) -> datetime:
-    try:
-        if isinstance(value, str) and _MOMENT.fullmatch(value):
-            return datetime.fromisoformat(value.upper())
-    except ValueError:
-        pass
-    raise PydanticCustomError(
-        "moment", "Give a time with its zone as text, such as 2026-01-31T12:00:00Z (RFC 3339)."
-    )
-
-
-Moment = Annotated[datetime, BeforeValidator(_moment)]
 
 _EXAMPLE: dict[str, Any] = {
     "name": "billing",

@@ -1,0 +1,1 @@
+"""Generated requests against the API as it runs: `make test-contract`."""
