@@ -291,6 +291,24 @@ def test_a_receiver_that_asks_for_time_is_left_alone_for_that_time(
     assert len({one.id for one in receiver.received}) == 2
 
 
+@pytest.mark.django_db(transaction=True)
+def test_only_a_receiver_for_all_tenants_is_told_whose_an_event_is(
+    send: Send, receiver: Receiver
+) -> None:
+    everything, _ = make_subscription_with_secret(url=receiver.url, all_tenants=True)
+    own, _ = make_subscription_with_secret(url=receiver.url, tenant="ac me")
+    publish("test.one", {}, tenant="ac me")
+    publish("test.one", {})
+    send(own)
+    assert [one.header("X-Webhook-Tenant") for one in receiver.received] == [""]
+    send(everything)
+    assert sorted(one.header("X-Webhook-Tenant") for one in receiver.received) == [
+        "",
+        "",
+        "ac%20me",
+    ]
+
+
 @pytest.mark.django_db
 def test_the_inbox_of_the_page_takes_an_event_once() -> None:
     create, _, rest = block("sql").partition(");")
