@@ -10,9 +10,10 @@ VENV ?= .venv
 ARGS ?=
 MINUTES ?= 10
 DELIVERIES ?= 10000000
+CONTRACT_SECONDS ?= 120
 BIN := $(VENV)/bin
 
-.PHONY: help demo up test test-faults soak mutations lint types format bench bench-quick bench-growth soak-database bench-trace bench-compare clean venv
+.PHONY: help demo up test test-faults test-contract soak mutations lint types format bench bench-quick bench-growth soak-database bench-trace bench-compare clean venv
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +29,9 @@ test: venv ## Run all tests. ARGS="-k circuit" picks some
 
 test-faults: venv ## Break every part for real; ARGS="-k broker" picks some
 	@$(BIN)/python -m pytest -n 2 --maxschedchunk 1 --ds=tests.faults.settings tests/faults --report docs/reliability.md $(ARGS)
+
+test-contract: venv ## Two minutes of generated requests to the running API
+	@$(BIN)/python -m tests.contract.run --seconds $(CONTRACT_SECONDS) $(ARGS)
 
 soak: venv ## Ten minutes of traffic: nothing grows. MINUTES=2 is less
 	@$(BIN)/python -m pytest --ds=tests.faults.settings tests/faults/test_soak.py --soak $(MINUTES) --report docs/reliability.md $(ARGS)
