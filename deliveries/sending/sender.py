@@ -198,6 +198,7 @@ class Sender:
                 partial(self._on_answer, lane, delivery),
                 start_by=lane.start_by,
                 recovering=lane.recovering,
+                owner=claimed.tenant,
             )
         except Exception as error:
             logger.exception("delivery %d could not be sent", delivery.id)

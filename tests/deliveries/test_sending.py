@@ -22,6 +22,7 @@ from tests.deliveries.sending import (
     publish_numbered,
     the_delivery,
 )
+from tests.deliveries.transport import hostile
 from tests.factories import make_subscription, statuses
 from webhooks_project.receiver import Answer, Receiver
 
@@ -265,6 +266,20 @@ def test_a_new_url_ends_the_rest_that_the_old_receiver_asked_for(
         subscription.save()
         send(subscription)
         assert len(elsewhere.received) == 2
+
+
+def test_no_connection_is_shared_between_tenants(send: Send) -> None:
+    """What a receiver says unasked, after an answer, could be taken for the next one's."""
+    with hostile.receiver(hostile.answers(hostile.OK)) as server:
+        subscriptions = [
+            make_subscription(url=server.url, tenant=tenant) for tenant in ("acme", "acme", "bolt")
+        ]
+        for tenant in ("acme", "bolt"):
+            publish("test.one", {}, tenant=tenant)
+        for subscription in subscriptions:
+            send(subscription)
+        assert server.connections == 2
+    assert not Delivery.objects.exclude(status="succeeded").exists()
 
 
 def test_events_go_out_in_the_order_in_which_they_were_published(
