@@ -192,7 +192,7 @@ def world(
 _TABLES = (
     "deliveries_attempt, deliveries_delivery, deliveries_event, deliveries_lane, "
     "subscriptions_signingsecret, subscriptions_subscription, subscriptions_tripfuse, "
-    "django_celery_beat_periodictask"
+    "django_celery_beat_periodictask, api_apikey"
 )
 
 

@@ -221,6 +221,16 @@ class Web:
             )
         eventually(self.answers, "the web process being ready")
 
+    @property
+    def pid(self) -> int:
+        """Of the process that starts those that answer."""
+        return self._popen.pid
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self._listener.getsockname()
+        return host, port
+
     def answers(self) -> bool:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
