@@ -139,6 +139,7 @@ def test_every_operation_asks_for_one_scope(operation: Operation) -> None:
     assert scope in SCOPES
     assert ("read" in scope) == (operation.method == "GET")
     assert set(operation.ids) <= NOBODYS.keys()
+    assert {401, 403, 429, 500, 503} <= operation.statuses
 
 
 # Scopes.
