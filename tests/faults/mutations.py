@@ -25,7 +25,7 @@ from tests.faults import report
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = (
-    *("deliveries", "subscriptions", "tests", "webhooks_project"),
+    *("api", "client", "deliveries", "subscriptions", "tests", "webhooks_project"),
     *("manage.py", "pyproject.toml", "requirements.txt"),
 )
 PLAIN = "tests.settings"
