@@ -224,8 +224,8 @@ def change_subscription(
         patterns = _patterns(values)
         values["topic_patterns"] = _each_once(patterns)
     with refusals(patterns), transaction.atomic():
-        subscription = find(request, subscription_id, if_match=if_match, lock="change")
-        was_tripped = subscription.state == "tripped"
+        subscription = find(request, subscription_id, lock="change")
+        tag, was_tripped = etag(subscription), subscription.state == "tripped"
         for name, value in values.items():
             setattr(subscription, name, value)
         # What is not changed is not judged: a subscription whose URL is forbidden since can
@@ -233,6 +233,8 @@ def change_subscription(
         subscription.full_clean(
             exclude={field.name for field in subscription._meta.fields} - values.keys()
         )
+        # What would be refused anyhow is refused for that (RFC 9110, section 13.2.1).
+        require_match(if_match, tag)
         subscription.save()
         if was_tripped and values.get("enabled") is False:
             # To save that changes nothing: a tripped one is disabled already.
@@ -295,17 +297,20 @@ def find(
         subscription = chosen.get(pk=uuid.UUID(subscription_id))
     except (ValueError, Subscription.DoesNotExist):
         raise not_found(f"No subscription has the id {subscription_id[:100]!r}.") from None
-    if if_match is not None:
-        tags = parse_etags(if_match)
-        if "*" not in tags and etag(subscription) not in tags:
-            raise Problem(
-                412,
-                "changed-meanwhile",
-                "It has been changed since you read it",
-                "The subscription is not as If-Match says. Read it again, and decide anew.",
-                headers={"ETag": etag(subscription)},
-            )
+    require_match(if_match, etag(subscription))
     return subscription
+
+
+def require_match(if_match: str | None, tag: str) -> None:
+    """Raises `Problem` (412) if there is an `If-Match`, and `tag` is none of its tags."""
+    if if_match is not None and not {"*", tag} & set(parse_etags(if_match)):
+        raise Problem(
+            412,
+            "changed-meanwhile",
+            "It has been changed since you read it",
+            "The subscription is not as If-Match says. Read it again, and decide anew.",
+            headers={"ETag": tag},
+        )
 
 
 def answer(response: HttpResponse, subscription: Subscription) -> dict[str, Any]:

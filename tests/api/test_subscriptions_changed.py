@@ -255,6 +255,15 @@ def test_what_is_not_this_tag_is_412(subscription: Subscription, if_match: str) 
     assert Subscription.objects.get().name == "billing"
 
 
+def test_what_is_refused_anyhow_is_refused_for_that(subscription: Subscription) -> None:
+    make_subscription(name="taken")
+    client = caller()
+    response = patch(client, subscription, {"topic_patterns": ["a..b"]}, If_Match='"other"')
+    assert pointers(response) == ["/topic_patterns/0"]
+    response = patch(client, subscription, {"name": "taken"}, If_Match='"other"')
+    problem(response, 409, "duplicate-name")
+
+
 @pytest.mark.parametrize("if_match", ["*", '"{tag}"', '"other", "{tag}"'])
 def test_a_tag_may_be_one_of_several_or_any(subscription: Subscription, if_match: str) -> None:
     client = caller()
