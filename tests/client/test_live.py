@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import http.client
+import re
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+import webhooks_client
 from webhooks_client import (
     Conflict,
     Forbidden,
@@ -325,6 +328,23 @@ def test_a_key_that_asks_too_often_waits(
     assert refused.value.retry_after is not None
     assert refused.value.retry_after >= 1
     assert clients.make(live_server.url, key).publish("a", {"n": "later"}).topic == "a"
+
+
+def test_the_readme_of_the_client_works(
+    live_server: Any, sender: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, key = create_key("readme", SCOPES, all_tenants=True)
+    readme = Path(webhooks_client.__file__).parents[1] / "README.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```$", readme.read_text(), re.S | re.M)
+    for shown, real in (("https://webhooks.example.com", live_server.url), ("whk_…", key)):
+        assert shown in code
+        code = code.replace(shown, real)
+    exec(code, {})
+    assert Event.objects.count() == 5002
+    secret, faults = capsys.readouterr().out.splitlines()
+    assert secret.startswith("whsec_")
+    assert "/topic_patterns/0" in faults
+    assert "/url" in faults
 
 
 class Lossy:
