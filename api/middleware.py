@@ -32,6 +32,8 @@ class AnswerApi:
         except Exception as error:
             response = problems.from_exception(error).response()
         response.setdefault("Cache-Control", "no-store")
+        # Without it the server would send the body in chunks.
+        response.setdefault("Content-Length", str(len(response.content)))
         # What a program got wrong is not for the log of the server, where Django would write it.
         response._has_been_logged = True  # type: ignore[attr-defined]
         return response
