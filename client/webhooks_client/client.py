@@ -10,6 +10,7 @@ import asyncio
 import functools
 import inspect
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import replace
@@ -33,6 +34,8 @@ class _Base:
     def __init__(self, base_url: str, key: str, timeout: float, retries: Retries) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"The base URL {base_url!r} does not begin with http:// or https://.")
+        if not re.fullmatch("[!-~]+", key):
+            raise ValueError("The key is not printable ASCII without spaces; copy it again, whole.")
         self._base_url = base_url.rstrip("/")
         self._retries = retries
         self._options: dict[str, Any] = {

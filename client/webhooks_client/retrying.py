@@ -84,7 +84,7 @@ def _worth_a_retry(request: Request, reply: Reply) -> bool:
         if reply.status_code == 429:
             return True
         return request.repeatable and (reply.status_code == 408 or reply.status_code >= 500)
-    if isinstance(reply, httpx.UnsupportedProtocol):
+    if isinstance(reply, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
         return False
     return request.repeatable or isinstance(reply, _NOTHING_SENT)
 

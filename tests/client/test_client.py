@@ -505,6 +505,13 @@ def test_a_base_url_must_be_one() -> None:
         Client("webhooks.example.com", "whk_key")
 
 
+@pytest.mark.parametrize("key", ["", "whk_…", "whk_a\n", " whk_a", "whk a"])
+def test_a_key_that_cannot_be_one_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(ValueError, match="key") as refused:
+        Client(URL, key)
+    assert not key or key not in str(refused.value)
+
+
 def test_ids_sort_by_the_time_they_were_made() -> None:
     ids = [new_id() for _ in range(100)]
     assert len(set(ids)) == 100

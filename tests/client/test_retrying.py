@@ -123,8 +123,11 @@ def test_what_the_server_cannot_have_done_is_always_retried(reply: Reply) -> Non
     assert pause(UNSAFE, reply) is not None
 
 
-def test_a_request_that_cannot_be_sent_at_all_is_not_retried() -> None:
-    assert pause(SAFE, httpx.UnsupportedProtocol("ftp")) is None
+@pytest.mark.parametrize("error", [httpx.UnsupportedProtocol, httpx.LocalProtocolError])
+def test_a_request_that_cannot_be_sent_at_all_is_not_retried(
+    error: type[httpx.TransportError],
+) -> None:
+    assert pause(SAFE, error("")) is None
 
 
 @pytest.mark.parametrize("status", [429, 503])
