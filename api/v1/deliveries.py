@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
-from django.db import connection
 from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.http import HttpRequest
 from ninja import Path, Query, Router, Status
@@ -26,6 +24,7 @@ from api.v1.schemas_events import (
     Until,
 )
 from deliveries.keeping.discard import discard
+from deliveries.keeping.moments import within
 from deliveries.keeping.replay import replay, why_not
 from deliveries.models import Delivery, Event
 from subscriptions.models import Subscription
@@ -105,7 +104,7 @@ def list_deliveries(
     if until is not None:
         chosen &= Q(created_at__lt=until)
     if by == _NEWEST_FIRST and event is None:
-        rows = _within(rows, since, until)
+        rows = within(rows, since, until)
     found = page_of_chosen(rows, chosen, by=by, cursor=cursor, limit=limit)
     return {"data": found.rows, "next_cursor": found.next_cursor}
 
@@ -120,45 +119,6 @@ def _with_topics() -> QuerySet[Delivery]:
 
 def _ids_of_subscriptions(tenant: str) -> list[UUID]:
     return list(Subscription.objects.filter(tenant=tenant).values_list("pk", flat=True))
-
-
-# No index knows when a delivery was made, but ids are given in the order of time. `created_at` is
-# when the transaction began, so it is up to `LONGEST` before the moment at which the id was given.
-# Halves the range of ids until two remain, looking at one row each time. All rows up to `low` are
-# from before the time; all from `high` on were made after it. Both were seen, not assumed.
-LONGEST = timedelta(minutes=10)
-_SEARCH = """
-WITH RECURSIVE search (low, high) AS (
-    SELECT 0::bigint, (SELECT coalesce(max(id), 0) + 1 FROM deliveries_delivery)
-    UNION ALL
-    SELECT CASE WHEN probe.is_before THEN middle ELSE low END,
-        CASE WHEN probe.is_before THEN high ELSE middle END
-    FROM (SELECT low, high, (low + high) / 2 AS middle FROM search WHERE high - low > 1) AS range
-    CROSS JOIN LATERAL (
-        SELECT created_at < %s AS is_before FROM deliveries_delivery
-        WHERE id >= middle ORDER BY id LIMIT 1
-    ) AS probe
-)
-SELECT low, high FROM search ORDER BY high - low LIMIT 1
-"""
-
-
-def _within(
-    rows: QuerySet[Delivery], since: datetime | None, until: datetime | None
-) -> QuerySet[Delivery]:
-    """Without those that are too old or too new, as far as ids can tell."""
-    if since is not None:
-        rows = rows.filter(id__gt=_search(since, -LONGEST)[0])
-    if until is not None:
-        rows = rows.filter(id__lt=_search(until, LONGEST)[1])
-    return rows
-
-
-def _search(time: datetime, distance: timedelta) -> tuple[int, int]:
-    with connection.cursor() as cursor:
-        cursor.execute(_SEARCH, [time + distance])
-        low, high = cursor.fetchone()
-        return low, high
 
 
 @router.get(

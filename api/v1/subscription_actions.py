@@ -182,7 +182,12 @@ def replay_deliveries(
         except InvalidTopic as error:
             raise invalid([{"pointer": "/topic", "detail": str(error)}]) from None
     chosen = Chosen(
-        subscription, statuses=body.status, since=body.since, until=body.until, topic=body.topic
+        subscription,
+        statuses=body.status,
+        since=body.since,
+        until=body.until,
+        topic=body.topic,
+        by_id=True,
     )
     replayed, position = replay_some(chosen, _position(body.cursor), BATCHES)
     cursor = signing.dumps(position, salt=_SALT) if position else None

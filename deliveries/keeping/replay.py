@@ -12,6 +12,7 @@ from uuid import UUID
 from django.db import connection, transaction
 from django.db.models import Max, QuerySet
 
+from deliveries.keeping.moments import within
 from deliveries.models import Delivery, Event
 from deliveries.waking.wakeups import wake
 from subscriptions.models import Subscription
@@ -85,7 +86,8 @@ class Chosen:
     """A subscription's finished deliveries in these statuses.
 
     `since` (included) and `until` (not included) are about the time the event was published.
-    `topic`: only those of events with this very topic.
+    `topic`: only those of events with this very topic. `by_id`: find these times among the ids
+    first, however long the history is (with the exception that `within` names).
     """
 
     subscription: Subscription
@@ -93,6 +95,7 @@ class Chosen:
     since: datetime | None = None
     until: datetime | None = None
     topic: str | None = None
+    by_id: bool = False
 
     def rows(self) -> QuerySet[Delivery]:
         chosen = Delivery.objects.filter(
@@ -100,6 +103,8 @@ class Chosen:
             status__in=set(self.statuses) & set(FINISHED),
             id__gt=0,  # true of all, and what the index `delivery_history` asks for
         )
+        if self.by_id:
+            chosen = within(chosen, self.since, self.until)
         if self.since is not None:
             chosen = chosen.filter(created_at__gte=self.since)
         if self.until is not None:

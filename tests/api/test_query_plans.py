@@ -13,7 +13,7 @@ import pytest
 from django.db import connection, transaction
 
 from api import pages
-from deliveries.models import Delivery
+from deliveries.models import Delivery, Event
 from tests.api.calls import Caller
 from tests.deliveries.test_operators_questions import read_so_far
 from tests.deliveries.test_query_plans import analyse
@@ -150,3 +150,34 @@ def test_what_has_no_index_is_looked_for_in_so_many_rows(
         # Twice in the index and the table, and with a topic the event in both.
         read(application, f"/api/v1/{path}", 2000 * 8)
     assert len(read(application, "/api/v1/deliveries?status=succeeded", 2000 * 8)["data"]) == 50
+
+
+def test_subscriptions_and_their_figures_are_read_by_their_ids() -> None:
+    application = Caller("subscriptions:read")
+    acme = Caller("subscriptions:read", tenant="acme")
+    page = read(application, "/api/v1/subscriptions", A_PAGE)
+    assert len(page["data"]) == 50
+    read(application, f"/api/v1/subscriptions?cursor={page['next_cursor']}", A_PAGE)
+    assert len(read(acme, "/api/v1/subscriptions", A_PAGE)["data"]) == 1
+    assert len(read(acme, "/api/v1/subscriptions?topic=filling", A_PAGE)["data"]) == 1
+    read(acme, f"/api/v1/subscriptions/{MINE}", 50)
+    stats = read(acme, f"/api/v1/subscriptions/{MINE}/stats", 2000)
+    assert stats["recent"]["succeeded"] == 60
+    assert stats["held"] == 60
+
+
+def test_a_replay_of_the_last_hour_reads_nothing_of_the_years_before() -> None:
+    """Of a subscription to which all was sent, of which the newest ten are chosen."""
+    Delivery.objects.update(
+        subscription=MINE, tenant="acme", status="succeeded", next_attempt_at=None, held_at=None
+    )
+    Event.objects.update(tenant="acme")
+    client = Caller("subscriptions:write", tenant="acme")
+    since = Delivery.objects.order_by("-id")[9].created_at.isoformat()
+    path = f"/api/v1/subscriptions/{MINE}/replay"
+    with transaction.atomic():
+        before = read_so_far()
+        response = client.call("POST", path, {"status": ["succeeded"], "since": since})
+        rows = read_so_far() - before
+    assert response.data == {"pending": 10, "held": 0, "next_cursor": None}
+    assert rows < A_PAGE * 10, rows
