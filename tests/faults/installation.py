@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -21,6 +20,7 @@ from tests.faults.waiting import eventually
 from webhooks_project import programs
 from webhooks_project.child import as_child
 from webhooks_project.engines import DATABASE_USER, Cluster
+from webhooks_project.management.commands.up import listen
 from webhooks_project.supervisor import Program
 
 GRACE = 20.0
@@ -205,8 +205,7 @@ class Web:
     """The web process, on a port of its own; `answers` is what a load balancer would ask."""
 
     def __init__(self, directory: Path) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.set_inheritable(True)
+        self._listener = listen("127.0.0.1", 0)
         program = programs.web(self._listener)
         assert program.ready_url is not None
         self._url = program.ready_url
