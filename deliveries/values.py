@@ -22,12 +22,14 @@ class Payload:
 @dataclass(slots=True)
 class ClaimedDelivery:
     """One delivery to send. `payload` is None if its body did not fit into the memory that the
-    claim was given; `unsendable` says why it never can be sent."""
+    claim was given; `unsendable` says why it never can be sent. `published_at`: when it was
+    published, as Unix time by this process's clock; None if it was attempted or held before."""
 
     id: int
     event_id: str
     attempt_count: int
     retries_used: int
+    published_at: float | None = None
     payload: Payload | None = None
     unsendable: str = ""
 

@@ -125,6 +125,12 @@ def _fernet_keys(text: str) -> tuple[str, ...]:
     return keys
 
 
+def _token(text: str) -> str:
+    if text and not re.fullmatch(r"[A-Za-z0-9._~+/-]{16,200}=*", text):
+        raise ValueError("16 to 200 letters, digits and any of ._~+/-, or empty")
+    return text
+
+
 def _pattern_groups(text: str) -> dict[str, tuple[str, ...]]:
     wanted = 'a JSON object of lists of topic patterns, such as {"all attacks": ["attacker.>"]}'
     try:
@@ -266,6 +272,12 @@ class WebhookSettings:
     )
     api_max_body_bytes: int = _setting(
         8 * 2**20, _whole(1024, 2**30), "the largest body of a request to the API, in bytes"
+    )
+    metrics_token: str = _setting(
+        "",
+        _token,
+        "who asks for `/metrics` must know this (`Authorization: Bearer …`); empty: nobody may",
+        secret=True,
     )
     topic_groups: dict[str, tuple[str, ...]] = _setting(  # noqa: RUF009
         {}, _pattern_groups, "names for groups of topic patterns, as JSON"

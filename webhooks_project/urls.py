@@ -3,7 +3,7 @@ from django.urls import path
 from django.views.generic import RedirectView
 
 from api.api import api
-from deliveries.views import healthz, readyz
+from deliveries.views import healthz, metrics, readyz
 
 admin.site.site_header = "Webhooks"
 admin.site.site_title = "Webhooks"
@@ -12,6 +12,7 @@ admin.site.index_title = "Subscriptions and deliveries"
 urlpatterns = [
     path("api/", api.urls),
     path("healthz", healthz),
+    path("metrics", metrics),
     path("readyz", readyz),
     path("admin/", admin.site.urls),
     path("", RedirectView.as_view(pattern_name="admin:index")),

@@ -87,6 +87,8 @@ def claim(
     }
     lanes: dict[uuid.UUID, ClaimedLane] = {}
     with worker_cursor() as cursor:
+        # Not before there is a connection: the statement compares it with the database's clock.
+        lease["clock"] = time.time()
         cursor.execute(TAKE_LANES, first | lease)
         rows, bodies, locked = _sorted(cursor.fetchall())
         try:
@@ -193,10 +195,11 @@ class _Row(NamedTuple):
     event_ids: list[str] | None
     attempts: list[int] | None
     retries: list[int] | None
+    published: list[float | None] | None
 
 
-_OF_A_LANE = len(_Row._fields) - 5
-_NOTHING = (None,) * 5
+_OF_A_LANE = len(_Row._fields) - 6
+_NOTHING = (None,) * 6
 
 # By event: its topic, its body, if there was room for it, and its tenant.
 _Bodies = dict[str, Sequence[Any]]
@@ -210,11 +213,11 @@ def _sorted(rows: Sequence[tuple[Any, ...]]) -> tuple[list[_Row], _Bodies, list[
     locked: list[uuid.UUID] = []
     for row in rows:
         if row[0] is None:
-            bodies[row[6]] = (row[8], row[21], row[7])
+            bodies[row[6]] = (row[8], row[22], row[7])
         elif row[1] is not None:
             lanes.append(row)
         elif row[16] is not None:
-            claimed[row[0]] = row[_OF_A_LANE:21]
+            claimed[row[0]] = row[_OF_A_LANE:22]
         else:
             locked.append(row[0])
     joined = [_Row._make(row[:_OF_A_LANE] + claimed.get(row[0], _NOTHING)) for row in lanes]
@@ -249,7 +252,7 @@ def _lane(
         expires_at=expires_at,
     )
     if row.ids is not None:
-        _give(lane, row.lease, row.ids, row.event_ids, row.attempts, row.retries)
+        _give(lane, row.lease, row.ids, row.event_ids, row.attempts, row.retries, row.published)
         lane.more = len(lane.deliveries) == row.limit
     return lane
 

@@ -23,7 +23,9 @@ _LEASED = """leased AS (
         attempt_count = d.attempt_count + CASE WHEN picked.lease_until IS NULL THEN 0 ELSE 1 END
     FROM picked WHERE d.id = picked.id
     RETURNING d.id, d.subscription_id, d.event_id, d.attempt_count, d.retries_used,
-        picked.lease_until AS previous
+        picked.lease_until AS previous,
+        CASE WHEN d.attempt_count = 0 AND d.held_at IS NULL
+            THEN %(clock)s::float8 - date_part('epoch', now() - d.created_at) END AS published_at
 ), unknown AS (
     INSERT INTO deliveries_attempt (
         delivery_id, number, outcome, error, response_body, remote_address, started_at,
@@ -38,7 +40,8 @@ _LEASED = """leased AS (
         (now() + %(lease)s::float8 * interval '1 second')::text AS lease,
         array_agg(id ORDER BY id) AS ids, array_agg(event_id ORDER BY id) AS event_ids,
         array_agg(attempt_count ORDER BY id) AS attempts,
-        array_agg(retries_used ORDER BY id) AS retries
+        array_agg(retries_used ORDER BY id) AS retries,
+        array_agg(published_at ORDER BY id) AS published
     FROM leased GROUP BY subscription_id
 )"""
 
@@ -58,7 +61,7 @@ SELECT id, topic, body, tenant FROM body
 """)
 
 _CLAIMED = f""", {_LEASED}
-SELECT subscription_id, lease, ids, event_ids, attempts, retries FROM claimed
+SELECT subscription_id, lease, ids, event_ids, attempts, retries, published FROM claimed
 """
 
 # Takes each lane that is free. A lane that another process holds is marked instead
@@ -132,19 +135,19 @@ WITH wanted AS MATERIALIZED (
 ), {_LEASED}, {_BODIES.format(ids="ARRAY(SELECT DISTINCT event_id FROM leased)")}
 SELECT subscription_id, taken, "window", failures, retrying_id, backoff, name, tenant, url,
     headers, circuit_epoch, max_in_flight, enabled, probe, secrets, "limit",
-    NULL, NULL, NULL, NULL, NULL, NULL::bytea
+    NULL, NULL, NULL, NULL, NULL, NULL, NULL::bytea
 FROM lane
 UNION ALL
 SELECT subscription_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-    NULL, NULL, NULL, lease, ids, event_ids, attempts, retries, NULL
+    NULL, NULL, NULL, lease, ids, event_ids, attempts, retries, published, NULL
 FROM claimed
 UNION ALL
 SELECT subscription_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-    NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+    NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
 FROM locked
 UNION ALL
 SELECT NULL, NULL, NULL, NULL, NULL, NULL, id, tenant, topic, NULL, NULL, NULL, NULL, NULL,
-    NULL, NULL, NULL, NULL, NULL, NULL, NULL, body
+    NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, body
 FROM body
 """)
 

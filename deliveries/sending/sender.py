@@ -25,6 +25,7 @@ from deliveries.claiming.claimer import Claimer
 from deliveries.claiming.memory import BodyMemory
 from deliveries.judging.policy import NO_EVENT, Schedule
 from deliveries.judging.response import Judged, broken, judge_response, unsendable
+from deliveries.monitoring.counts import counts
 from deliveries.progress import Progress
 from deliveries.sending.lane import OpenLane
 from deliveries.sending.request import signed_post
@@ -106,6 +107,8 @@ class Sender:
         )
         self._signals: Stage[Callable[[], None]] = Stage("signals", _call_all)
         self._wakes: Stage[UUID] = Stage("wake later", partial(wakeups.wake, recovering=True))
+        # Once a second or so.
+        self._counting: Stage[bool] = Stage("count", self._share_counts, pace=Pace(1.0, 0))
 
     def take(self, subscription_ids: Iterable[UUID], *, recovering: bool) -> None:
         """Send what is due for these subscriptions, and listen for further wake-ups.
@@ -129,7 +132,9 @@ class Sender:
         """`stop`, and wait until all that was in flight is settled; whether that was in time."""
         self.stop()
         self._wakes.close()
-        return self._progress.wait(timeout)
+        in_time = self._progress.wait(timeout)
+        self._counting.close()
+        return in_time
 
     def close(self) -> None:
         """Stop, and end the threads once they have done what they have. Not to be used after."""
@@ -140,6 +145,7 @@ class Sender:
         self._progress.wait(CLOSE_TIMEOUT)
         self._settlements.close()
         self._signals.close()
+        self._counting.close()
 
     # On the transport's thread: everything that happens to a lane.
 
@@ -313,6 +319,8 @@ class Sender:
                 item.delay = min(MAX_LOCKED_DELAY, 2 * item.delay)
 
     def _settled(self, batch: list[_Settlement], settled: Settled, *, repeated: bool) -> None:
+        counts.add_results(settled.written)
+        self._counting.put(True)
         if settled.locked_results or settled.locked_ends:
             batch = self._set_aside(batch, settled)
         ends = [(item.lane, item.end) for item in batch if item.end is not None]
@@ -398,6 +406,10 @@ class Sender:
                 wakeups.wake(ids, recovering=recovering)
             else:
                 self._claimers[recovering].again(ids)
+
+    def _share_counts(self, _: list[bool]) -> None:
+        if not counts.flush() and not self._stopping.is_set():
+            self._counting.put_later(True, wakeups.OUTAGE_SECONDS)
 
     def _wake_later(self, subscription_id: UUID, seconds: float) -> None:
         self._wakes.put_later(subscription_id, seconds)

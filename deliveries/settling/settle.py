@@ -42,7 +42,8 @@ class Settled:
     `wake_again`: released lanes for which a wake-up came meanwhile. `tripped`: circuits that
     tripped. `given_up`: deliveries of which nothing can be written; they are sent again.
     `locked_results` (delivery ids) and `locked_ends` (subscription ids): not written, because
-    another transaction has locked their rows; to be offered again a little later.
+    another transaction has locked their rows; to be offered again a little later. `written`: the
+    results that were written, each with the status that it gave its delivery.
     """
 
     wake_again: set[UUID] = field(default_factory=set)
@@ -50,6 +51,7 @@ class Settled:
     given_up: set[int] = field(default_factory=set)
     locked_results: set[int] = field(default_factory=set)
     locked_ends: set[UUID] = field(default_factory=set)
+    written: list[tuple[Result, str]] = field(default_factory=list)
 
     def add(self, other: Settled) -> None:
         self.wake_again |= other.wake_again
@@ -57,6 +59,7 @@ class Settled:
         self.given_up |= other.given_up
         self.locked_results |= other.locked_results
         self.locked_ends |= other.locked_ends
+        self.written += other.written
 
 
 def settle(
@@ -200,9 +203,8 @@ def _lock(cursor: Any, subscription_ids: Collection[UUID]) -> set[UUID]:
 def _record_attempts(cursor: Any, results: Sequence[Result]) -> set[tuple[int, int]]:
     if not results:
         return set()
-    cursor.execute(
-        RECORD_ATTEMPTS, {"results": json.dumps([_row(result, ()) for result in results])}
-    )
+    rows = [_row(result, result.next.status) for result in results]
+    cursor.execute(RECORD_ATTEMPTS, {"results": json.dumps(rows)})
     return set(cursor.fetchall())
 
 
@@ -266,6 +268,7 @@ def _write(
 ) -> tuple[Settled, Any]:
     """One statement for all; `healthy` are circuits with nothing but successes in it."""
     healthy = healthy or {}
+    statuses = [_status(result, tripped) for result in results]
     cursor.execute(
         SETTLE,
         {
@@ -273,7 +276,7 @@ def _write(
             "healthy": as_array(healthy),
             "healthy_epochs": as_array(healthy.values()),
             "ends": json.dumps([_end_row(end) for end in ends]),
-            "results": json.dumps([_row(result, tripped) for result in results]),
+            "results": json.dumps(list(map(_row, results, statuses))),
             "unsent": as_array(delivery.id for end in ends for delivery in end.unsent),
             "leases": as_array(f'"{end.lane.lease}"' for end in ends for _ in end.unsent),
         },
@@ -284,6 +287,11 @@ def _write(
         locked_results=set(locked_results),
         locked_ends=set(locked_ends),
     )
+    settled.written = [
+        written
+        for written in zip(results, statuses, strict=True)
+        if written[0].delivery.id not in settled.locked_results
+    ]
     return settled, recovered_at
 
 
@@ -291,16 +299,20 @@ def _number(result: Result) -> int:
     return result.delivery.attempt_count + 1
 
 
-def _row(result: Result, tripped: Collection[UUID]) -> dict[str, Any]:
-    judged, following, lane = result.judged, result.next, result.lane
-    status = following.status
+def _status(result: Result, tripped: Collection[UUID]) -> str:
+    lane = result.lane
     # Nothing is lost by tripping: a last retry that trips the circuit is held like the others,
     # and a probe that fails leaves its delivery held.
-    if following.exhausted and (lane.probe or lane.subscription_id in tripped):
-        status = "held"
+    if result.next.exhausted and (lane.probe or lane.subscription_id in tripped):
+        return "held"
+    return result.next.status
+
+
+def _row(result: Result, status: str) -> dict[str, Any]:
+    judged, following = result.judged, result.next
     return {
         "id": result.delivery.id,
-        "lease": lane.lease,
+        "lease": result.lane.lease,
         "status": status,
         "delay": following.delay,
         "retries": following.retries_used,

@@ -116,9 +116,10 @@ def _waiting_client() -> redis.Redis:
     return _client(WAIT_SECONDS + 2)
 
 
-def _names(queue: str) -> list[str]:
-    # The braces keep both keys on one node of a Redis Cluster.
-    return [f"webhooks:{{{queue}}}:due", f"webhooks:{{{queue}}}:bell"]
+def keys_of(queue: str) -> list[str]:
+    """The keys of the due set, of the bell, and of the number of wake-ups so far."""
+    # The braces keep all of them on one node of a Redis Cluster.
+    return [f"webhooks:{{{queue}}}:{what}" for what in ("due", "bell", "wake-ups")]
 
 
 # The order in the due set is by milliseconds. The ids of one call are `SPREAD` apart, so an event
@@ -132,6 +133,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for number = 4, #ARGV do
     redis.call('ZADD', KEYS[1], ARGV[3], now + (ARGV[2] + number - 4) * SPREAD, ARGV[number])
 end
+redis.call('INCRBY', KEYS[3], #ARGV - 3)
 return redis.call('SET', KEYS[2], 1, 'NX', 'PX', ARGV[1]) and 1 or 0
 """.replace("SPREAD", str(SPREAD))
 
@@ -194,14 +196,14 @@ def _add(ids: Sequence[str], queue: str, *, keep_place: bool) -> bool:
     for number, chunk in enumerate(_chunks(ids, ADDED_AT_ONCE)):
         first, how = number * ADDED_AT_ONCE, "NX" if keep_place else "LT"
         arguments = [_milliseconds(BELL_SECONDS), first, how, *chunk]
-        new |= bool(_script(_ADD)(_names(queue), arguments, client=client()))
+        new |= bool(_script(_ADD)(keys_of(queue), arguments, client=client()))
     return new
 
 
 def _ring(queue: str) -> None:
     """Send the message that the bell stands for; without one, the bell must not stay."""
     if not _send([], queue):
-        client().delete(_names(queue)[1])
+        client().delete(keys_of(queue)[1])
 
 
 def _chunks(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
@@ -229,7 +231,7 @@ class Listener:
 
     def __init__(self, queue: str) -> None:
         self._queue = queue
-        self._names = _names(queue)
+        self._names = keys_of(queue)
         self._help_after = 0.0
         self._rung_at = 0.0
 

@@ -39,7 +39,7 @@ def open_lane(deliveries: int = 5, *, max_backoff: float = 3600.0, **fields: Any
         }
     )
     claimed.deliveries = [
-        ClaimedDelivery(number, f"event-{number}", 0, 0, Payload("a.b", b"{}", users=1))
+        ClaimedDelivery(number, f"event-{number}", 0, 0, None, Payload("a.b", b"{}", users=1))
         for number in range(deliveries)
     ]
     return OpenLane(
