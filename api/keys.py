@@ -18,13 +18,14 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any, TypeVar
 
+from django.db import connection
 from django.db.models import Model, QuerySet
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from api.models import ApiKey
 from api.problems import Problem
-from subscriptions.database import prepared_cursor
+from subscriptions.database import DATABASE_ERRORS, prepared_cursor
 
 _LETTERS = string.ascii_letters + string.digits
 _SMALL = string.ascii_lowercase + string.digits
@@ -129,6 +130,27 @@ WHERE id = (
 """
 
 
+def _row(prefix: str) -> Any:
+    """What `_FIND` finds; on a new connection if the thread's own has died since its last use."""
+    is_kept = connection.connection is not None and not connection.in_atomic_block
+    try:
+        row = _execute_find(prefix)
+    except DATABASE_ERRORS:
+        if not is_kept:
+            raise
+        connection.close()
+        row = _execute_find(prefix)
+    # Now it is known to work, and nothing else of this request needs to look.
+    connection.health_check_done = True  # type: ignore[attr-defined]
+    return row
+
+
+def _execute_find(prefix: str) -> Any:
+    with prepared_cursor() as cursor:
+        cursor.execute(_FIND, {"prefix": prefix})
+        return cursor.fetchone()
+
+
 @sensitive_variables()
 def find(text: str) -> Caller | None:
     """Whose key `text` is; None for a wrong, expired or revoked one. One query; one more a minute,
@@ -136,14 +158,13 @@ def find(text: str) -> Caller | None:
     parts = _KEY.fullmatch(text)
     if parts is None:
         return None
-    with prepared_cursor() as cursor:
-        cursor.execute(_FIND, {"prefix": parts[1]})
-        row: Any = cursor.fetchone()
-        if row is None:
-            return None
-        key_id, name, digest, scopes, tenant, all_tenants, is_new_use = row
-        if not hmac.compare_digest(bytes(digest), sha256(text.encode()).digest()):
-            return None
-        if is_new_use:
+    row = _row(parts[1])
+    if row is None:
+        return None
+    key_id, name, digest, scopes, tenant, all_tenants, is_new_use = row
+    if not hmac.compare_digest(bytes(digest), sha256(text.encode()).digest()):
+        return None
+    if is_new_use:
+        with prepared_cursor() as cursor:
             cursor.execute(_USED, {"id": key_id})
     return Caller(key_id, name, None if all_tenants else tenant, frozenset(json.loads(scopes)))

@@ -23,6 +23,6 @@ class RefuseOwnWebhooks:
         self._get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        if "webhook-id" in request.headers and "webhook-signature" in request.headers:
+        if "HTTP_WEBHOOK_ID" in request.META and "HTTP_WEBHOOK_SIGNATURE" in request.META:
             return HttpResponseForbidden(REFUSAL, content_type="text/plain")
         return self._get_response(request)

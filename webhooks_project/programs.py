@@ -25,18 +25,15 @@ def spare_cores() -> int:
 
 
 def web(listener: socket.socket) -> Program:
-    """gunicorn on a socket that is bound already, so that nobody can take the port meanwhile."""
+    """The web server, on the address that `listener` keeps for it."""
+    host, port = listener.getsockname()[:2]
     return Program(
         name="web",
         command=[
-            *(sys.executable, "-m", "gunicorn", "webhooks_project.wsgi:application"),
-            *("--bind", f"fd://{listener.fileno()}"),
-            *("--worker-class", "gthread"),
-            *("--workers", str(WEB_PROCESSES), "--threads", str(WEB_THREADS)),
-            *("--log-level", "warning"),
+            *(sys.executable, "-m", "webhooks_project.web", host, str(port)),
+            *(str(WEB_PROCESSES), str(WEB_THREADS)),
         ],
         ready_url=f"{web_url(listener)}healthz",
-        pass_fds=[listener.fileno()],
         cwd=CHECKOUT,
     )
 

@@ -1,4 +1,4 @@
-"""The admin as documented: gunicorn behind a proxy that speaks TLS."""
+"""The admin as documented: the web behind a proxy that speaks TLS."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Site:
                 stderr=output,
                 start_new_session=True,
             )
-        eventually(lambda: self.healthy() or process.poll() is not None, "gunicorn answering")
+        eventually(lambda: self.healthy() or process.poll() is not None, "the web answering")
         assert process.poll() is None, log.read_text()
         return process
 

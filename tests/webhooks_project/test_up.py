@@ -166,9 +166,11 @@ def test_a_number_out_of_range_is_refused(arguments):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_the_listener_is_bound_and_can_be_inherited(host):
+def test_an_address_is_kept_for_the_web_and_for_nobody_else(host):
     with listen(host, 0) as listener:
-        assert os.get_inheritable(listener.fileno())
+        port = listener.getsockname()[1]
+        with pytest.raises(CommandError, match=f"{port} is in use by another program"):
+            listen(host, port)
         assert web_url(listener).startswith("http://")
         assert not web_url(listener).endswith(":0/")
 

@@ -24,7 +24,10 @@ MIGRATION_LOCK = 0x776562686F6F6B73  # "webhooks" in ASCII: a key nobody else us
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound TCP socket, inheritable by the web processes. Raises CommandError in words."""
+    """A TCP socket that keeps an address for the web, whose processes bind theirs beside it.
+
+    Raises CommandError in words.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -34,10 +37,15 @@ def listen(host: str, port: int) -> socket.socket:
             f"--host {host}: {error.strerror}. Give an address of this machine."
         ) from None
     listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        # A socket that shares its port would be bound beside the web of another `up`.
+        with socket.socket(family, kind, protocol) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(address)
+            alone.listen()
+            address = alone.getsockname()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
-        listener.listen()
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
@@ -46,7 +54,6 @@ def listen(host: str, port: int) -> socket.socket:
                 "end that one, or choose another port with --port."
             ) from None
         raise CommandError(f"{host}:{port} cannot be listened on: {error.strerror}.") from None
-    listener.set_inheritable(True)
     return listener
 
 
