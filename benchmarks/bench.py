@@ -42,8 +42,19 @@ from targets import Results
 
 from webhooks_project.engines import EngineError
 
-NAMES = ("backlog", "wide", "matches", "live", "narrow", "latency", "skewed", "slow", "scale-out")
-NOT_QUICK = ("skewed", "slow", "scale-out")
+NAMES = (
+    "backlog",
+    "wide",
+    "matches",
+    "live",
+    "narrow",
+    "latency",
+    "skewed",
+    "tenants",
+    "slow",
+    "scale-out",
+)
+NOT_QUICK = ("skewed", "tenants", "slow", "scale-out")
 SUBSCRIPTIONS = 20
 # What this project has in flight to them: ten for each.
 WIDTH = 10 * SUBSCRIPTIONS
@@ -94,6 +105,9 @@ class Run:
 
     def _skewed(self) -> None:
         self._add(isolation.skewed(self._place, self._sizes.steady_seconds, rounds=3))
+
+    def _tenants(self) -> None:
+        self._add(isolation.tenants(self._place, self._sizes.steady_seconds, rounds=4))
 
     def _slow(self) -> None:
         events = self._sizes.live_events // 5

@@ -143,9 +143,12 @@ WHAT_IS_WHAT = """\
   moment that an event was due to be published to its arrival, for one of 20 subscriptions, then
   for all 20.
 - **skewed**: one subscription gets 450 events a second, 100 others fifty between them; by turns
-  with and without the busy one. The rate is that of the offered load. Here and in *slow* the p99
-  is the median of those of stretches of a hundred arrivals, two seconds: in milliseconds, one
-  pause of the machine or its disk would decide the p99 of them all.
+  with and without the busy one. The rate is that of the offered load. Here, in *tenants*
+  and in *slow* the p99 is the median of those of stretches of a hundred arrivals, two seconds: in
+  milliseconds, one pause of the machine or its disk would decide the p99 of them all.
+- **tenants**: one tenant's 1,000 subscriptions have a backlog of 30,000 deliveries, which keeps the
+  machine busy; another tenant's 100 subscriptions get fifty events a second between them; by turns
+  without the backlog and with it. The rate is that of the backlog and the events together.
 - **slow**: 10 receivers of 100 take requests and never answer, and time out after the default
   10 s; by turns with them and with ten more healthy ones in their place. The rate is that of the
   ninety.

@@ -40,13 +40,14 @@ IN_A_STATEMENT = 5000
 
 
 def subscribe(
-    first: int, count: int, ports: Sequence[int], patterns: Sequence[str]
+    first: int, count: int, ports: Sequence[int], patterns: Sequence[str], tenant: str = ""
 ) -> dict[str, Any]:
     """Make the subscriptions `first` to `first + count - 1`, in bulk."""
     for start in range(first, first + count, IN_A_STATEMENT):
         numbers = range(start, min(start + IN_A_STATEMENT, first + count))
         Subscription.objects.bulk_create(
             Subscription(
+                tenant=tenant,
                 name=f"receiver {n}",
                 url=f"http://127.0.0.1:{ports[n % len(ports)]}/{n}",
                 topic_patterns=[pattern.format(n=n) for pattern in patterns],
@@ -99,6 +100,7 @@ def _publish(
     batch: int = 0,
     rate: float = 0.0,
     note_bytes: int = 100,
+    tenant: str = "",
 ) -> list[float]:
     """Publish events one at a time, or `batch` at a time with `publish_many`.
 
@@ -126,6 +128,7 @@ def _publish(
                     "note": note,
                 },
                 event_type="order",
+                tenant=tenant,
             )
             for number, target in zip(numbers, targets, strict=True)
         ]

@@ -224,10 +224,22 @@ def subscribed(bench: Trial, subscriptions: int, pattern: str) -> tuple[Receiver
 
 
 def subscribe(
-    publisher: Child, receiver: Receiver, count: int, *patterns: str, first: int = 0
+    publisher: Child,
+    receiver: Receiver,
+    count: int,
+    *patterns: str,
+    first: int = 0,
+    tenant: str = "",
 ) -> None:
     """Make the subscriptions `first` to `first + count - 1` of this receiver."""
-    publisher.ask(do="subscribe", first=first, count=count, ports=receiver.ports, patterns=patterns)
+    publisher.ask(
+        do="subscribe",
+        first=first,
+        count=count,
+        ports=receiver.ports,
+        patterns=patterns,
+        tenant=tenant,
+    )
 
 
 def to_all(count: int, first: int = 0) -> dict[str, Any]:

@@ -135,6 +135,7 @@ def _bounds(results: Results) -> Iterator[Target]:
 def _comparisons(results: Results) -> Iterator[Target]:
     for name, figure, what, least, limit in (
         ("skewed", "others_p99", "p99 of the others", None, 1.3),
+        ("tenants", "quiet_p99", "p99 of the other tenant", None, 1.3),
         ("slow", "rate", "rate of the healthy", 0.9, None),
         ("slow", "healthy_p99", "p99 of the healthy", None, 1.3),
     ):
