@@ -49,7 +49,9 @@ def main() -> int:
             [sys.executable, "manage.py", "migrate", "--verbosity", "0"], cwd=ROOT, check=True
         )
         key = prepare()
-        with socket.create_server(("127.0.0.1", 0)) as listener:
+        from webhooks_project.management.commands.up import listen
+
+        with listen("127.0.0.1", 0) as listener:
             return run(listener, key, chosen.seconds, options)
 
 
@@ -83,7 +85,6 @@ def run(listener: socket.socket, key: str, seconds: int, options: list[str]) -> 
 
     log = DIRECTORY / "web.log"
     with log.open("w") as output:
-        listener.set_inheritable(True)
         supervisor = Supervisor([programs.web(listener)], output, stop_seconds=20)
         supervisor.start()
         try:

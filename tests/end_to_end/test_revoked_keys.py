@@ -78,7 +78,14 @@ def port(environment: dict[str, str], tmp_path: Path) -> Iterator[int]:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        yield listener.getsockname()[1]
+        port = listener.getsockname()[1]
+
+        def is_up() -> bool:
+            with socket.socket() as client:
+                return client.connect_ex(("127.0.0.1", port)) == 0
+
+        eventually(is_up, "the web being up", TIMEOUT)
+        yield port
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
 
