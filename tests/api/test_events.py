@@ -268,7 +268,10 @@ def test_lists_of_events_are_narrowed(application: Caller, acme: Caller) -> None
     assert ids(application, since=middle.isoformat()) == ["e5", "e4", "e3"]
     assert ids(application, until=middle.isoformat()) == ["e2", "e1", "e0"]
     assert ids(application, until=start.isoformat()) == []
-    assert ids(application, until="0001-01-01T00:00:00+14:00") == []
+    for first in ("0001-01-01T00:00:00+14:00", "0352-09-01T18:03:42-18:27"):
+        assert ids(application, until=first) == []
+    for last in ("9999-12-31T23:59:59-14:00", "2640-11-07T01:56:05+20:44"):
+        assert ids(application, since=last) == []
     rows = application.call("GET", f"{EVENTS}?limit=1").data
     assert "payload" not in rows["data"][0]
 
