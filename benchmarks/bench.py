@@ -29,6 +29,7 @@ import document
 import growth
 import isolation
 import limit
+import over_http
 import reference
 import retention
 import scenarios
@@ -48,6 +49,7 @@ NAMES = (
     "matches",
     "live",
     "narrow",
+    "api",
     "latency",
     "skewed",
     "tenants",
@@ -99,6 +101,9 @@ class Run:
     def _narrow(self) -> None:
         self._add(*scenarios.narrow(self._place, self._sizes))
         self._compare_live("narrow", self._sizes.reference // 4, 1)
+
+    def _api(self) -> None:
+        self._add(*over_http.api(self._place, self._sizes))
 
     def _latency(self) -> None:
         self._add(*scenarios.latency(self._place, self._sizes.steady_seconds, SUBSCRIPTIONS))

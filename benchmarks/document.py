@@ -81,7 +81,10 @@ def write(part: Results | Growth | Soak) -> None:
 def text(part: Results | Growth | Soak) -> str:
     """The same for the terminal; of the scenarios the tables alone."""
     if isinstance(part, Results):
-        tables = (report.scenarios, report.others, report.processor, report.waits, report.storage)
+        tables = (
+            report.scenarios, report.others, report.processor, report.waits, report.nothing,
+            report.storage,
+        )  # fmt: skip
         return "\n\n".join([str(part.machine), *(make(part) for make in tables)])
     return growth(part) if isinstance(part, Growth) else soaked(part)
 
@@ -116,6 +119,7 @@ def scenarios(results: Results) -> str:
         report.processor(results),
         report.waits(results),
         TIMES,
+        report.nothing(results),
         report.storage(results),
         STORAGE,
         IN_THE_WAY,
@@ -139,6 +143,9 @@ WHAT_IS_WHAT = """\
 - **live**: events for 20 subscriptions each, published one after the other.
 - **narrow**: events for one of 20,000 subscriptions each, drawn at random; published one after the
   other; by two processes with four threads each; then with `publish_many`, a hundred at a time.
+- **api**: the same events, each for one of 20,000 subscriptions, by `POST /events` over sixteen
+  connections, and by `POST /events/batch` a hundred at a time. *publish alone* is `publish()` from
+  as many processes as the web has, with sixteen threads in all.
 - **latency**: fifty events a second on a schedule that does not wait for slow calls; from the
   moment that an event was due to be published to its arrival, for one of 20 subscriptions, then
   for all 20.

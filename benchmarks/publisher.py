@@ -9,14 +9,13 @@ own; without, it is shared by all.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,8 +28,10 @@ import django
 django.setup()
 
 from django.db import connection  # noqa: E402
+from load import draft, note, requests  # noqa: E402
 from measuring import percentile  # noqa: E402
 
+from api.keys import create_key  # noqa: E402
 from deliveries import NewEvent, publish_many  # noqa: E402
 from deliveries import publish as publish_one  # noqa: E402
 from deliveries.keeping import housekeeping  # noqa: E402
@@ -109,8 +110,7 @@ def _publish(
     not slip when a call is slow; else one call after the other. Returns the seconds of each call.
     """
     draw = random.Random(seed)
-    # Nothing that a compression would make small.
-    note = base64.b64encode(draw.randbytes(note_bytes))[:note_bytes].decode()
+    text = note(draw, note_bytes)
     each = "{n}" in topic
     size = max(1, batch)
     calls = []
@@ -121,12 +121,7 @@ def _publish(
         drafts = [
             NewEvent(
                 topic=topic.format(n=target),
-                payload={
-                    "id": number + 1,
-                    "number": f"A-{number}",
-                    "customer": "Ada Lovelace",
-                    "note": note,
-                },
+                payload=draft(number, text),
                 event_type="order",
                 tenant=tenant,
             )
@@ -156,6 +151,12 @@ def prune() -> dict[str, Any]:
     return {"seconds": time.monotonic() - began, "deliveries": deliveries, "events": events}
 
 
+def make_key() -> dict[str, Any]:
+    """A key of the API that may publish for everybody."""
+    _, text = create_key("benchmark", ["events:write"], all_tenants=True)
+    return {"key": text}
+
+
 def disconnect() -> dict[str, Any]:
     """End the connections to the database; PostgreSQL then adds up what they did."""
     connection.close_pool()  # type: ignore[attr-defined]
@@ -166,13 +167,9 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "subscribe": subscribe,
     "publish": publish,
     "prune": prune,
+    "make_key": make_key,
     "disconnect": disconnect,
 }
-
-
-def requests(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        yield json.loads(line)
 
 
 def main() -> None:

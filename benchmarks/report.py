@@ -76,7 +76,17 @@ def others(results: Results) -> str:
 
 def processor(results: Results) -> str:
     """Microseconds of processor time for each delivery, by program; and how many cores that was."""
-    groups = ("publisher", "worker", "recover", "beat", "PostgreSQL", "Valkey", "receiver")
+    groups = (
+        "publisher",
+        "caller",
+        "web",
+        "worker",
+        "recover",
+        "beat",
+        "PostgreSQL",
+        "Valkey",
+        "receiver",
+    )
     rows = []
     for name, measured in results.ours.items():
         by_group = dict.fromkeys(groups, 0.0)
@@ -102,6 +112,40 @@ def waits(results: Results) -> str:
     ]
     head = ["milliseconds", *(name.replace("_", " ") for name in names)]
     return table(head, rows)
+
+
+def nothing(results: Results) -> str:
+    """The web server alone, beside what it does in *api*."""
+    if (one := results.ours.get("api")) is None:
+        return ""
+    figures = one.figures
+    seconds = figures["publishing_seconds"]
+    rows = [
+        [
+            name,
+            f"{rate:,.0f}",
+            *(f"{1000 * figures[f'{prefix}_{which}']:,.1f}" for which in ("p50", "p99")),
+            f"{1e6 * web:,.0f}",
+            f"{1e6 * caller:,.0f}",
+        ]
+        for name, rate, prefix, web, caller in (
+            (
+                "`POST /events`",
+                one.deliveries / seconds,
+                "publish",
+                one.cpu["web"] / one.deliveries,
+                one.cpu["caller"] / one.deliveries,
+            ),
+            (
+                "the server, doing nothing",
+                figures["nothing_rate"],
+                "nothing",
+                figures["nothing_web"],
+                figures["nothing_caller"],
+            ),
+        )
+    ]
+    return table(["requests", "a second", "p50, ms", "p99, ms", "web, µs", "caller, µs"], rows)
 
 
 def storage(results: Results) -> str:

@@ -78,6 +78,8 @@ _AT_MOST = (
 )
 # Milliseconds of processor time an event may cost, all programs together.
 _PROCESSOR = (("narrow", 2.5), ("narrow, 8 threads", 1.5), ("latency", 4.0))
+_API_SHARE = 0.4
+_API_IN_HUNDREDS = 2500
 # How many times the rate of *wide*, and its memory, within what one run differs from the next.
 _RATE_OF_WIDE = 0.9
 _MEMORY_OF_WIDE = 1.5
@@ -101,6 +103,14 @@ def _ratios(results: Results) -> Iterator[Target]:
         yield Target(
             "backlog", f"≥ {_LIMIT_SHARE:.2f} of the limit", f"{share:.2f}", share >= _LIMIT_SHARE
         )
+    if "api" in results.ours:
+        alone = results.ours["publish alone"].rate
+        share = results.ours["api"].rate / alone if alone else 0.0
+        wanted = f"≥ {_API_SHARE} × publish() in as many processes"
+        yield Target("api", wanted, f"{share:.2f} ×", share >= _API_SHARE)
+        rate = results.ours["api, in hundreds"].rate
+        wanted = f"≥ {_API_IN_HUNDREDS:,} a second"
+        yield Target("api, in hundreds", wanted, f"{rate:,.0f}", rate >= _API_IN_HUNDREDS)
     wide, many = results.ours.get("wide"), results.called("matches")
     if wide is not None and many is not None:
         rate = many.rate / wide.rate if wide.rate else 0.0

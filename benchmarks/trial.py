@@ -18,7 +18,8 @@ from children import Child, child
 from measuring import BenchmarkError, cpu_seconds, tail, wait_for_growth
 from place import CHECKOUT, HERE, Place, Receiver, receiving
 
-from webhooks_project.programs import DELIVER_QUEUES, RECOVER_QUEUES, beat, worker
+from webhooks_project.management.commands.up import listen
+from webhooks_project.programs import DELIVER_QUEUES, RECOVER_QUEUES, beat, web, worker
 from webhooks_project.supervisor import Program, Supervisor
 
 # What `manage.py up` gives each of its workers.
@@ -64,6 +65,48 @@ class Trial:
         self._publishers.append(made)
         return made
 
+    def caller(self, host: str, port: int, key: str, name: str = "caller") -> Child:
+        """A program that publishes over HTTP at this address."""
+        made = self._stack.enter_context(
+            child(
+                [sys.executable, str(HERE / "caller.py")],
+                log=self.place.directory / f"{name}.log",
+                cwd=CHECKOUT,
+            )
+        )
+        made.ask(do="use", host=host, port=port, key=key)
+        self._pids[name] = made.pid
+        return made
+
+    def start_web(self, name: str = "web", *, idle: bool = False) -> tuple[str, int]:
+        """The web as `manage.py up` starts it, without its limit of requests; its address.
+
+        `idle`: with an application that does nothing.
+        """
+        listener = self._stack.enter_context(listen("127.0.0.1", 0))
+        program = replace(web(listener), name=name, env={"WEBHOOKS_API_RATE_LIMIT": "0"})
+        if idle:
+            python, _, _, *rest = program.command
+            program = replace(program, command=[python, str(HERE / "idle_web.py"), *rest])
+        self._start(program)
+        address: tuple[str, int] = listener.getsockname()
+        return address
+
+    def _start(self, *programs: Program) -> None:
+        supervisor = Supervisor(list(programs), self._output, stop_seconds=20)
+        self._supervisors.append(supervisor)
+        self._stack.callback(self.stop_workers)
+        supervisor.start()
+        try:
+            supervisor.wait_until_ready(START_SECONDS)
+        except RuntimeError as error:
+            raise BenchmarkError(f"{error}; from {self._log}:\n{tail(self._log)}") from None
+        for program in programs:
+            pid = supervisor.pid(program.name)
+            assert pid is not None
+            self._pids[program.name] = pid
+            self._workers.add(program.name)
+
     def path(self, name: str) -> Path:
         """A file of this trial's own."""
         return self._directory / f"{name}-{next(self._numbers)}"
@@ -72,27 +115,11 @@ class Trial:
         """All that `manage.py up --workers COUNT` starts, short of the web; ready on return."""
         names = [f"worker {number}" for number in range(1, count + 1)] if count > 1 else ["worker"]
         ready = self._directory
-        supervisor = Supervisor(
-            [
-                *(self._worker(name, ready) for name in names),
-                worker("recover", RECOVER_QUEUES, THREADS, ready),
-                beat(ready),
-            ],
-            self._output,
-            stop_seconds=20,
+        self._start(
+            *(self._worker(name, ready) for name in names),
+            worker("recover", RECOVER_QUEUES, THREADS, ready),
+            beat(ready),
         )
-        self._supervisors.append(supervisor)
-        self._stack.callback(self.stop_workers)
-        supervisor.start()
-        try:
-            supervisor.wait_until_ready(START_SECONDS)
-        except RuntimeError as error:
-            raise BenchmarkError(f"{error}; from {self._log}:\n{tail(self._log)}") from None
-        for name in [*names, "recover", "beat"]:
-            pid = supervisor.pid(name)
-            assert pid is not None
-            self._pids[name] = pid
-            self._workers.add(name)
 
     def _worker(self, name: str, ready: Path) -> Program:
         made = worker(name, DELIVER_QUEUES, THREADS, ready)

@@ -109,6 +109,14 @@ def test_a_comparison_is_of_with_to_without(results: Results) -> None:
     assert (wait.measured, wait.met) == ("1.40 ×", False)
 
 
+def test_publishing_over_http_is_held_against_publish_alone(results: Results) -> None:
+    for name, rate in (("publish alone", 1000), ("api", 390), ("api, in hundreds", 2500)):
+        results.ours[name] = measured(name, rate)
+    share, rate_of_batches = targets(results)
+    assert (share.scenario, share.measured, share.met) == ("api", "0.39 ×", False)
+    assert (rate_of_batches.measured, rate_of_batches.met) == ("2,500", True)
+
+
 @pytest.mark.parametrize("fault", ["missing", "duplicates", "unexpected", "recorded"])
 def test_one_fault_anywhere_makes_a_run_inexact(results: Results, fault: str) -> None:
     good = measured("live", 100)
