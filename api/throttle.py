@@ -3,8 +3,9 @@
 A leaky bucket (GCRA) for each key, which holds one second's worth of requests. What all processes
 let through stands in Redis. A process counts on its own for 50 ms, or a twentieth of the bucket,
 before it adds its count there and reads what the others have added, in one round trip. So a busy
-key costs twenty calls a second for each process, not one for each request, and what is let through
-is too much by that twentieth for each process, at most. While Redis is away each counts alone.
+key costs twenty calls a second for each process, not one for each request. The bucket can be
+overfilled by that twentieth for each process, at most, and leaks as fast as ever: what is let
+through beyond it is let through once, not each second. While Redis is away each counts alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import redis
 
 from api.problems import Problem
-from deliveries.waking.wakeups import client, redis_outage
+from deliveries.waking.wakeups import Outage, client
 from subscriptions.conf import conf
 
 SYNC_SECONDS = 0.05
@@ -50,6 +51,8 @@ class _Bucket:
 
 _buckets: dict[int, _Bucket] = {}
 _lock = threading.Lock()
+# Not that of the wake-ups: what goes wrong here must not keep them from Redis.
+_outage = Outage("Redis (requests of keys)", "each process counts them alone")
 
 
 def count(key_id: int) -> None:
@@ -71,13 +74,14 @@ def count(key_id: int) -> None:
             bucket.unsent += 1
         unsent = bucket.unsent
         is_due = now - bucket.synced_at >= SYNC_SECONDS or unsent * one >= SYNC_SECONDS
-        if is_due := unsent > 0 and is_due and not redis_outage.lasting():
+        # The script may refuse the last request that it is told of, so that must be this one.
+        if is_due := is_due and not is_full and not _outage.lasting():
             bucket.unsent, bucket.synced_at = 0, now
     if is_due and (shared := _shared(key_id, unsent, one, capacity)) is not None:
-        with _lock:
-            bucket.empty_at = now + min(shared, capacity) + bucket.unsent * one
         fill = shared
-        is_full = is_full or fill > capacity
+        is_full = fill > capacity
+        with _lock:
+            bucket.empty_at = now + fill + (bucket.unsent - is_full) * one
     if is_full:
         _refuse(rate, fill - capacity)
 
@@ -106,6 +110,7 @@ def _shared(key_id: int, requests: int, one: float, capacity: float) -> float | 
     try:
         fill = _script()([name], [requests, *microseconds], client=client())
     except redis.RedisError as error:
-        redis_outage.begin(error)
+        _outage.begin(error)
         return None
+    _outage.end()
     return float(fill) / 1e6

@@ -61,11 +61,13 @@ SPREAD = 10
 class Outage:
     """Remembers that a server is unreachable, so that not every caller waits for it.
 
-    One warning when it begins, one line when it ends. Thread-safe.
+    One warning when it begins, which says what happens `meanwhile`, one line when it ends.
+    Thread-safe.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, meanwhile: str = "deliveries wait for the sweep") -> None:
         self._what = what
+        self._meanwhile = meanwhile
         self._lock = threading.Lock()
         self._until = 0.0
         self._away = False
@@ -80,10 +82,11 @@ class Outage:
             self._until = time.monotonic() + OUTAGE_SECONDS
         if first:
             logger.warning(
-                "%s cannot be reached (%s: %s); deliveries wait for the sweep until it is back",
+                "%s cannot be reached (%s: %s); %s until it is back",
                 self._what,
                 type(error).__name__,
                 error,
+                self._meanwhile,
             )
 
     def end(self) -> None:

@@ -6,7 +6,6 @@ import pytest
 import redis
 
 from api import throttle
-from deliveries.waking import wakeups
 from tests.conftest import empty_redis
 
 
@@ -14,12 +13,12 @@ from tests.conftest import empty_redis
 def no_buckets() -> Iterator[redis.Redis]:
     """A Redis that is there, and nothing in it nor in this process's own count."""
     throttle._buckets.clear()
-    wakeups.redis_outage._until = 0.0
+    throttle._outage._until = 0.0
     with empty_redis() as client:
         yield client
     empty_redis().close()
     throttle._buckets.clear()
-    wakeups.redis_outage._until = 0.0
+    throttle._outage._until = 0.0
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_processes_share_one_count(configure: Any) -> None:
 @pytest.mark.usefixtures("no_buckets")
 def test_time_empties_the_bucket(clock: list[float], configure: Any) -> None:
     configure(api_rate_limit=100)
-    wakeups.redis_outage._until = float("inf")  # on this clock alone
+    throttle._outage._until = float("inf")  # on this clock alone
     assert allowed(tries=200) == 100
     clock[0] += 0.105
     assert allowed(tries=200) == 10
@@ -121,3 +121,62 @@ def test_without_redis_requests_are_let_through_and_wait_for_it_once(
     assert len(calls) == 1
     # This process alone still counts.
     assert allowed(tries=100) in (5, 6)
+
+
+@pytest.mark.usefixtures("no_buckets")
+def test_what_goes_wrong_here_keeps_no_wake_up_from_redis(
+    configure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(api_rate_limit=20)
+    monkeypatch.setattr(throttle, "_ADD", "return redis.call('NOTHING')")
+    throttle._script.cache_clear()
+    assert allowed(tries=1) == 1
+    assert throttle._outage.lasting()
+    assert not wakeups.redis_outage.lasting()
+    monkeypatch.undo()
+    throttle._script.cache_clear()
+    configure(api_rate_limit=20)
+    throttle._outage._until = 0.0
+    assert allowed(tries=1) == 1
+    assert not throttle._outage._away
+
+
+@pytest.fixture
+def clock_of_redis(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis's time is the process's too, and nothing ends there."""
+    script = throttle._ADD.replace("redis.call('TIME')", "{ARGV[4], 0}").replace(
+        ", 'PX', 1 + math.ceil(kept / 1000)", ""
+    )
+    assert script.count("ARGV[4]") == 1
+    assert "PX" not in script
+    registered = throttle.client().register_script(script)
+    monkeypatch.setattr(
+        throttle,
+        "_script",
+        lambda: lambda names, given, **named: registered(names, [*given, clock[0]], **named),
+    )
+
+
+@pytest.mark.usefixtures("no_buckets", "clock_of_redis")
+@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.parametrize("rate", [20, 200, 1000])
+def test_processes_that_are_flooded_let_the_rate_through_together(
+    rate: int,
+    processes: int,
+    clock: list[float],
+    configure: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    configure(api_rate_limit=rate)
+    buckets: list[dict[int, Any]] = [{} for _ in range(processes)]
+    let_through = []
+    for millisecond in range(5000):
+        clock[0] = 1000 + millisecond / 1000
+        for own in buckets:
+            monkeypatch.setattr(throttle, "_buckets", own)
+            let_through += [millisecond] * allowed(tries=2 * rate // 1000 + 1)
+    # A bucket for each second, the one that was empty, and a twentieth for each process.
+    assert len(let_through) <= rate * (5 + 1 + processes / 20)
+    # In the long run it is the rate and nothing more.
+    late = sum(millisecond >= 2000 for millisecond in let_through)
+    assert rate * 3 * 0.9 <= late <= rate * 3 * 1.05
