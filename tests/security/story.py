@@ -313,7 +313,10 @@ def _messages() -> list[str]:
         client.delete(queue)
     redis_ = wakeups.client()
     for key in redis_.scan_iter("webhooks:*"):
-        value = redis_.zrange(key, 0, -1) if key.endswith(b":due") else redis_.get(key)
+        if key.endswith(b":due"):
+            value = redis_.zrange(key, 0, -1)
+        else:
+            value = redis_.hgetall(key) if key.endswith(b":sums") else redis_.get(key)
         found.append(f"{key!r} {value!r}")
         redis_.delete(key)
     return found
