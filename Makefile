@@ -13,7 +13,7 @@ DELIVERIES ?= 10000000
 CONTRACT_SECONDS ?= 120
 BIN := $(VENV)/bin
 
-.PHONY: help demo up test test-faults test-contract soak mutations lint types format bench bench-quick bench-growth soak-database bench-trace bench-compare clean venv
+.PHONY: help demo up test test-faults test-contract openapi soak mutations lint types format bench bench-quick bench-growth soak-database bench-trace bench-compare clean venv
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ test-faults: venv ## Break every part for real; ARGS="-k broker" picks some
 
 test-contract: venv ## Two minutes of generated requests to the running API
 	@$(BIN)/python -m tests.contract.run --seconds $(CONTRACT_SECONDS) $(ARGS)
+
+openapi: venv ## Write docs/openapi.json again, after a change of the API
+	@$(BIN)/python manage.py export_openapi_schema --api api.api.api --indent 2 --output docs/openapi.json
 
 soak: venv ## Ten minutes of traffic: nothing grows. MINUTES=2 is less
 	@$(BIN)/python -m pytest --ds=tests.faults.settings tests/faults/test_soak.py --soak $(MINUTES) --report docs/reliability.md $(ARGS)

@@ -9,6 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationErrorContext
 from ninja.errors import ValidationError as NinjaValidationError
+from ninja.openapi.docs import Swagger
 from ninja.openapi.schema import OpenAPISchema
 from ninja.parser import Parser
 
@@ -54,6 +55,18 @@ class _Document(OpenAPISchema):
                 header = {"description": description, "schema": {"type": kind}}
                 answer["headers"] = {name: header}
         return dict(sorted(found.items()))
+
+
+class _Page(Swagger):
+    """The page for people. All that it needs comes from here; it remembers no key."""
+
+    def render_page(self, request: HttpRequest, api: NinjaAPI, **kwargs: Any) -> HttpResponse:
+        response = super().render_page(request, api, **kwargs)
+        response["Content-Security-Policy"] = (
+            "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+            "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+        )
+        return response
 
 
 class Api(NinjaAPI):
@@ -105,8 +118,13 @@ def _errors(context: ValidationErrorContext[Any]) -> list[dict[str, str]]:
 api = Api(
     title="Webhooks",
     version="1",
-    description="Publish events, manage subscriptions, see and repeat deliveries.",
+    description=(
+        "Publish events, manage subscriptions, see and repeat deliveries. Every request needs a "
+        "key, as `Authorization: Bearer whk_…`; every error is a problem of RFC 9457. What goes "
+        "for all operations, and each problem, is explained in `docs/api.md`."
+    ),
     urls_namespace="api",
+    docs=_Page(),
     docs_url="/docs",
     openapi_url="/openapi.json",
 )

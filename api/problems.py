@@ -95,7 +95,20 @@ class ErrorItem(BaseModel):
 class ProblemBody(BaseModel):
     """Problem details (RFC 9457)."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": f"{TYPES}invalid",
+                    "title": "The request is not valid",
+                    "status": 422,
+                    "detail": "/topic: Field required",
+                    "errors": [{"pointer": "/topic", "detail": "Field required"}],
+                }
+            ]
+        },
+    )
 
     type: str = Field(description="Which kind of problem: a reference that docs/api.md explains.")
     title: str = Field(description="The kind in words.")
