@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NoReturn
 
 from api.problems import Problem, invalid
@@ -34,16 +36,22 @@ def parse(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise _not_json(f"The body is not UTF-8: byte {error.start} begins no character.") from None
     try:
+        return _value(text)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:
+        raise _not_json(f"The body is not JSON: {error}.") from None
+
+
+def _value(text: str) -> Any:
+    """Raises `Problem`, or `ValueError` or `RecursionError` where Python's parser gave up."""
+    try:
         value = _decoder.decode(text)
         # The escapes of lone surrogates are the one way to text that UTF-8 cannot hold.
         if "\\u" not in text or _encodable(value):
             return value
     except _Odd:
         pass
-    except RecursionError:
-        raise _too_deep() from None
-    except ValueError as error:
-        raise _not_json(f"The body is not JSON: {error}.") from None
     raise _explain(text)
 
 
@@ -125,32 +133,41 @@ def _float_or_fault(text: str) -> Any:
 
 
 def _explain(text: str) -> Problem:
-    """The faults of a text that is JSON, the first ten."""
+    """The faults of a text, the first ten. What comes after an odd place may still be no JSON."""
     root = json.loads(
         text,
         object_pairs_hook=_object_or_fault,
         parse_int=_integer_or_fault,
         parse_float=_float_or_fault,
+        parse_constant=_no_constant,
     )
-    errors: list[dict[str, str]] = []
-    stack: list[tuple[str, Any]] = [("", root)]
-    while stack and len(errors) < 10:
-        pointer, value = stack.pop()
-        if isinstance(value, _Fault):
-            errors.append({"pointer": pointer, "detail": value.detail})
-        elif isinstance(value, str):
-            if not _encodable(value):
-                errors.append({"pointer": pointer, "detail": _SURROGATE})
-        elif isinstance(value, list):
-            stack += [(f"{pointer}/{n}", item) for n, item in enumerate(value)][::-1]
-        elif isinstance(value, dict):
-            for key in value:
-                if not _encodable(key):
-                    errors.append({"pointer": pointer, "detail": f"A key has {_SURROGATE}"})
-            stack += [
-                (f"{pointer}/{escape(key)}", item) for key, item in value.items() if _encodable(key)
-            ][::-1]
-    return invalid(errors)
+    return invalid(list(islice(_faults(root), 10)))
+
+
+def _faults(root: Any) -> Iterator[dict[str, str]]:
+    # Pointers are made for what is wrong or has something in it: a body may have millions of
+    # values, at places that take thousands of characters.
+    stack: list[tuple[str, Iterator[tuple[str, Any]]]] = [("", iter([("", root)]))]
+    while stack:
+        place, items = stack[-1]
+        for step, value in items:
+            if not _encodable(step):
+                yield {"pointer": place, "detail": f"A key has {_SURROGATE}"}
+            elif isinstance(value, _Fault):
+                yield {"pointer": place + step, "detail": value.detail}
+            elif isinstance(value, str):
+                if not _encodable(value):
+                    yield {"pointer": place + step, "detail": _SURROGATE}
+            elif isinstance(value, list):
+                stack.append((place + step, ((f"/{n}", item) for n, item in enumerate(value))))
+                break
+            elif isinstance(value, dict):
+                stack.append(
+                    (place + step, ((f"/{escape(key)}", item) for key, item in value.items()))
+                )
+                break
+        else:
+            stack.pop()
 
 
 _SURROGATE = (

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from django.core.exceptions import ValidationError
-from django.db import InterfaceError, OperationalError
+from django.core.exceptions import SuspiciousOperation, ValidationError
+from django.db import InterfaceError, InternalError, OperationalError
 from django.http import Http404, HttpResponse
 from psycopg_pool import PoolTimeout
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,8 +24,17 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 # Where a type is explained; a relative reference, as RFC 9457 (section 3.1.1) allows.
 TYPES = "/api/problems#"
-# Seconds after which a client may ask again when the database was away.
+# Seconds after which a client may ask again when the database was away or busy.
 RETRY_AFTER = 5
+
+# SQLSTATEs of a database that is there: it takes no writes, or it gave up a statement, and why.
+_READ_ONLY = "25006"
+_GIVEN_UP = {
+    "40001": "Another request changed the same rows at the same time.",
+    "40P01": "The request and another one waited for each other.",
+    "55P03": "Something that the request needs stayed locked by another transaction.",
+    "57014": "The request took longer than the database allows.",
+}
 
 # What the OpenAPI file says of every route that needs a key, of those that take a body, and of
 # those that take anything.
@@ -162,14 +171,31 @@ def from_exception(error: Exception) -> Problem:
         return error
     if isinstance(error, Http404):
         return not_found()
-    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
-        logger.warning("The database cannot be used: %s", " ".join(str(error).split()))
+    if isinstance(error, SuspiciousOperation):
+        return Problem(
+            400,
+            "bad-request",
+            "The request cannot be read",
+            "It has more parameters than a request may have, or is malformed in another way.",
+        )
+    state = getattr(error.__cause__, "sqlstate", None)
+    again = f"Nothing is known to be done. Send the same again in {RETRY_AFTER} s."
+    headers = {"Retry-After": str(RETRY_AFTER)}
+    if isinstance(error, OperationalError) and state in _GIVEN_UP:
+        logger.warning("The database gave up a request: %s", " ".join(str(error).split()))
         return Problem(
             503,
-            "unavailable",
-            "The database cannot be reached",
-            f"Nothing is known to be done. Send the same again in {RETRY_AFTER} s.",
-            headers={"Retry-After": str(RETRY_AFTER)},
+            "interrupted",
+            "The database gave up the request",
+            f"{_GIVEN_UP[state]} {again}",
+            headers=headers,
+        )
+    is_read_only = isinstance(error, InternalError) and state == _READ_ONLY
+    if is_read_only or isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        logger.warning("The database cannot be used: %s", " ".join(str(error).split()))
+        what = "It takes no changes just now." if is_read_only else "It cannot be reached."
+        return Problem(
+            503, "unavailable", "The database cannot be used", f"{what} {again}", headers=headers
         )
     number = uuid.uuid4()
     logger.error("Unexpected error %s", number, exc_info=error)

@@ -4,9 +4,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.core.exceptions import RequestDataTooBig
+from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 
-from api import keys
+from api import keys, problems
 from api.models import ApiKey
 from tests.api.calls import Caller, is_problem
 
@@ -101,3 +103,57 @@ def test_a_key_of_a_tenant_sees_what_is_its_tenants() -> None:
     caller = Caller(tenant="acme", name="its own")
     page = caller.call("GET", "/api/v1/things").data
     assert [row["name"] for row in page["data"]] == ["its own"]
+
+
+def test_too_many_parameters_are_an_error_of_the_client(caplog: Any) -> None:
+    response = Caller().call("GET", "/api/v1/things?" + "a=1&" * 1001)
+    is_problem(response, 400, "bad-request")
+    large = problems.from_exception(RequestDataTooBig("settings.DATA_UPLOAD_MAX_MEMORY_SIZE"))
+    assert (large.status, large.type) == (400, "bad-request")
+    assert not caplog.records
+
+
+def failure(*statements: str) -> Exception:
+    """What Django raises at the last of these statements, in a transaction of their own."""
+    with (
+        pytest.raises(DatabaseError) as caught,
+        transaction.atomic(),
+        connection.cursor() as cursor,
+    ):
+        for statement in statements:
+            cursor.execute(statement)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("type", "says", "statements"),
+    [
+        ("unavailable", "no changes", ("SET TRANSACTION READ ONLY", "CREATE TABLE none ()")),
+        (
+            "interrupted",
+            "longer",
+            ("SET LOCAL statement_timeout = 1", "SELECT pg_sleep(10)"),
+        ),
+        *(
+            (
+                "interrupted",
+                says,
+                (f"DO $$ BEGIN RAISE EXCEPTION 'hunter2' USING ERRCODE = '{state}'; END $$",),
+            )
+            for state, says in (
+                ("40P01", "each other"),
+                ("40001", "same rows"),
+                ("55P03", "locked"),
+            )
+        ),
+    ],
+)
+def test_what_a_database_does_that_is_there_is_not_said_to_be_an_outage(
+    type: str, says: str, statements: tuple[str, ...]
+) -> None:
+    problem = problems.from_exception(failure(*statements))
+    assert (problem.status, problem.type) == (503, type)
+    assert says in problem.detail
+    assert "reached" not in problem.title + problem.detail
+    assert "hunter2" not in problem.detail
+    assert problem.headers["Retry-After"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import pytest
@@ -111,6 +112,11 @@ NO_JSON = {
     "a control character": b'{"a": "\x01"}',
     "an encoded surrogate": b'{"a": "\xed\xa0\x80"}',
     "a leading zero": b'{"a": 01}',
+    "an end after a number that is too large": b"[1e999,",
+    "an end after an integer that is too large": b"[99999999999999999999",
+    "a brace too many after a key that is there twice": b'{"a": 1, "a": 2}}',
+    "more after a key that is there twice": b'{"topic": "a", "topic": "b"} x',
+    "NaN after a number that is too large": b'{"a": 1e999, "b": NaN}',
 }
 
 
@@ -147,7 +153,8 @@ def test_what_readers_of_json_disagree_on_is_named_with_its_place(text: str, poi
 
 
 def test_a_body_that_is_nested_too_deeply_is_refused() -> None:
-    for body in (b"[" * 100_000, b'{"a":' * 100_000, b"[" * 50_000 + b"]" * 50_000):
+    deep = b"[" * 100_000
+    for body in (deep, b'{"a":' * 100_000, b"[" * 50_000 + b"]" * 50_000, b"[1e999," + deep):
         with pytest.raises(Problem) as caught:
             parse(body)
         assert caught.value.status in (400, 422)
@@ -166,7 +173,26 @@ _json = st.recursive(
 
 @given(_json, st.booleans())
 def test_everything_else_is_read_as_python_reads_it(value: Any, ascii: bool) -> None:
-    import json
-
     body = json.dumps(value, ensure_ascii=ascii).encode()
     assert parse(body) == json.loads(body)
+
+
+_pieces = st.lists(
+    st.sampled_from(
+        [*'{}[]:,"0 -.', "{}", "[1e999,", '"a":', '"\\ud800"', "9" * 20, "1e999", "NaN", "[" * 3000]
+    )
+).map(lambda pieces: "".join(pieces).encode())
+
+
+@given(
+    st.binary()
+    | _pieces
+    | st.builds(lambda value, rest: json.dumps(value).encode() + rest, _json, _pieces)
+)
+def test_whatever_is_sent_is_a_value_or_a_problem(body: bytes) -> None:
+    refused = None
+    try:
+        parse(body)
+    except Problem as problem:
+        refused = problem.response().status_code
+    assert refused in (None, 400, 422)
