@@ -160,7 +160,7 @@ def test_a_row_that_goes_well_is_entered_in_few_indexes(
 ) -> None:
     subscription = make_subscription(url=receiver.url)
     publish_many(numbered(1))
-    assert len(indexes_of("deliveries_event")) <= 2
+    assert len(indexes_of("deliveries_event")) <= 3
     assert len(indexes_of("deliveries_delivery")) <= 4
     send(subscription)
     assert statuses(subscription) == {"succeeded": 1}
