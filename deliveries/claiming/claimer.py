@@ -46,6 +46,12 @@ OUTAGE_PAUSE = 0.1
 # How often a process that has no room looks whether it has, in seconds.
 NO_ROOM_PAUSE = 0.02
 
+# How many deliveries a claim is for, by what the last ones found: a subscription that comes now
+# waits for the claim that is under way, and shares the next.
+DELIVERIES_AT_ONCE = 500
+# What the last claims found counts as much as one for so many subscriptions.
+REMEMBERED = 20
+
 # How many claims for a few subscriptions begin in a second, and how many at once.
 CLAIMS_PER_SECOND = 100.0
 BURST = 10
@@ -88,6 +94,8 @@ class Claimer:
         self._listen_until = 0.0
         self._found_none = False
         self._locked: dict[UUID, float] = {}
+        # How many deliveries the last claims found for each subscription.
+        self._found_each = 1.0
         self._stage = _ClaimStage(self)
 
     @property
@@ -127,7 +135,7 @@ class Claimer:
         while not self._stopping.is_set():
             places = self._places()
             if places > 0 and self._memory.wait_for_room(NO_ROOM_PAUSE):
-                return self._memory.rows(places)
+                return min(self._memory.rows(places), int(DELIVERIES_AT_ONCE / self._found_each))
             if places <= 0:
                 self._stopping.wait(NO_ROOM_PAUSE)
         return wakeups.TAKEN_AT_ONCE
@@ -211,6 +219,9 @@ class Claimer:
             return
         token = uuid.uuid4()
         found = claim(ids, self._memory, _decrypt, token=token, failing_too=self.recovering)
+        each = sum(len(lane.deliveries) for lane in found.lanes) / len(ids)
+        weight = len(ids) / (len(ids) + REMEMBERED)
+        self._found_each = max(1.0, self._found_each + weight * (each - self._found_each))
         if found.lanes:
             for _ in found.lanes:
                 self._progress.begin()

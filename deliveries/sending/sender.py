@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 from uuid import UUID
 
 from deliveries.claiming.claimer import Claimer
@@ -64,6 +65,10 @@ CLOSE_TIMEOUT = 60.0
 # How many settlements of a few results begin in a second, and how many at once.
 SETTLEMENTS_PER_SECOND = 100.0
 BURST = 10
+# With how many lanes the transport's thread goes on before it looks what else has come.
+IN_A_ROW = 50
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(slots=True)
@@ -153,6 +158,7 @@ class Sender:
         self.transport.call_soon(partial(self._begin, lanes, recovering))
 
     def _begin(self, lanes: list[ClaimedLane], recovering: bool) -> None:
+        lanes = self._first_of(lanes, partial(self._begin, recovering=recovering))
         values = conf()
         schedule = Schedule(values.quick_retries, values.slow_retries, values.retry_jitter)
         begin_until = time.monotonic() + values.time_slice
@@ -179,7 +185,10 @@ class Sender:
 
     def _may_send(self, lane: OpenLane) -> bool:
         """Once half of the places are taken, each lane has one request in flight: many receivers
-        that become silent at the same time leave places for the others."""
+        that become silent at the same time leave places for the others. So it is while answers wait
+        for the transport's thread: one with much to send leaves time for the others."""
+        if lane.in_flight and self.transport.is_behind():
+            return False
         return not lane.in_flight or not self.transport.is_crowded(lane.recovering)
 
     def _send(self, lane: OpenLane, delivery: ClaimedDelivery) -> None:
@@ -247,7 +256,14 @@ class Sender:
         if payload is not None:
             self._memories[lane.recovering].release(payload)
 
+    def _first_of(self, items: list[_Item], call: Callable[[list[_Item]], None]) -> list[_Item]:
+        """The first of many; `call` gets the others, after what else has come meanwhile."""
+        if len(items) > IN_A_ROW:
+            self.transport.call_soon(partial(call, items[IN_A_ROW:]))
+        return items[:IN_A_ROW]
+
     def _after_settling(self, settled: list[tuple[OpenLane, bool]]) -> None:
+        settled = self._first_of(settled, self._after_settling)
         now = time.monotonic()
         for lane, written in settled:
             lane.settled(written=written, now=now)

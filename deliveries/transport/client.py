@@ -137,6 +137,12 @@ class Transport:
         """Whether more than half of the places for requests of that kind are taken."""
         return 2 * self.capacity(recovering) < self._plan.places(recovering)
 
+    def is_behind(self) -> bool:
+        """Whether many answers wait for this thread: to have more in flight makes nothing faster,
+        and a request that comes now waits longer."""
+        driver = self._driver
+        return driver is not None and driver.is_behind
+
     def call_soon(self, function: Callable[[], None]) -> None:
         """Call `function` on the transport's own thread, soon, in the order given.
 
