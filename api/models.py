@@ -9,7 +9,8 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
-from subscriptions.validators import validate_name
+from subscriptions.tenants import MAX_LENGTH as MAX_TENANT_LENGTH
+from subscriptions.validators import validate_name, validate_tenant_name
 
 # What a key may be allowed to do.
 SCOPES = {
@@ -46,9 +47,10 @@ class ApiKey(models.Model):
         validators=[validate_scopes], help_text="What the key may be used for."
     )
     tenant = models.CharField(
-        max_length=64,
+        max_length=MAX_TENANT_LENGTH,
         blank=True,
         default="",
+        validators=[validate_tenant_name],
         help_text="The tenant that the key is bound to; empty: the application itself.",
     )
     all_tenants = models.BooleanField(

@@ -13,14 +13,15 @@ from api.v1.moments import Moment
 
 MAX_EVENTS = 1000
 
+# Without an id: whoever tries the example publishes an event of its own.
 EVENT: dict[str, Any] = {
     "topic": "order.created",
     "type": "order",
     "payload": {"id": 42, "total": "19.90"},
-    "id": "order-42-created",
 }
+EVENT_ID = "0197f3a2-5b1c-7e44-9d0a-3c6f8b21e7d4"
 PUBLISHED: dict[str, Any] = {
-    "id": "order-42-created",
+    "id": EVENT_ID,
     "topic": "order.created",
     "type": "order",
     "tenant": "acme",
@@ -30,7 +31,7 @@ PUBLISHED: dict[str, Any] = {
 }
 DELIVERY: dict[str, Any] = {
     "id": 4711,
-    "event": "order-42-created",
+    "event": EVENT_ID,
     "topic": "order.created",
     "subscription": "01946f3e-7c3b-7d52-a7b5-8f6e9a1d2c3b",
     "tenant": "acme",
@@ -107,7 +108,7 @@ class EventIn(BaseModel):
     id: str | None = Field(
         None,
         description="Makes the request safe to repeat: the same id with the same content is one "
-        "event. Ids are common to all tenants. Left out: a new one.",
+        "event. Ids are common to all tenants: take a random one, a UUID. Left out: a new one.",
         json_schema_extra={"pattern": "^[A-Za-z0-9_.:-]{1,255}$"},
     )
     tenant: str | None = Field(

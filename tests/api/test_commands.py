@@ -57,6 +57,14 @@ def test_what_is_not_said_or_wrong_is_asked_for(words: list[str]) -> None:
     assert not ApiKey.objects.exists()
 
 
+@pytest.mark.parametrize("tenant", [" acme", "a\tb", "acme\u200b"])
+def test_what_can_be_no_tenant_is_refused_in_a_sentence(tenant: str) -> None:
+    words = ("create_api_key", "shop", "--scope", "events:write", "--tenant", tenant)
+    said = refusal(*words, code=2)
+    assert f"The tenant {tenant!r} begins or ends with a space" in said
+    assert not ApiKey.objects.exists()
+
+
 def test_a_key_is_revoked_once_and_then_listed_with_all_only() -> None:
     row, text = keys.create_key("shop", ["events:write"])
     assert "revoked" in run("revoke_api_key", f"whk_{row.prefix}")
