@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from subscriptions.database import close_own_connection
+
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
@@ -180,3 +182,14 @@ class Stage(Generic[Item]):
         with self._lock:
             while self._later and (self._closed or self._later[0][0] <= now):
                 batch.append(heapq.heappop(self._later)[2])
+
+
+def call_all(calls: list[Callable[[], None]]) -> None:
+    for call in calls:
+        try:
+            call()
+        except Exception:
+            logger.exception("a signal could not be sent")
+        finally:
+            # One that was lost meanwhile would be of no use to the next.
+            close_own_connection()

@@ -31,7 +31,7 @@ from deliveries.progress import Progress
 from deliveries.sending.lane import OpenLane
 from deliveries.sending.request import signed_post
 from deliveries.settling.settle import Settled, settle, unsettled
-from deliveries.stage import Pace, Stage
+from deliveries.stage import Pace, Stage, call_all
 from deliveries.transport import Exchange, NotStarted, Transport, transport
 from deliveries.values import ClaimedDelivery, ClaimedLane, LaneEnd, Result
 from deliveries.waking import wakeups
@@ -110,7 +110,7 @@ class Sender:
             setup=self._begin_settling,
             teardown=close_own_connection,
         )
-        self._signals: Stage[Callable[[], None]] = Stage("signals", _call_all)
+        self._signals: Stage[Callable[[], None]] = Stage("signals", call_all)
         self._wakes: Stage[UUID] = Stage("wake later", partial(wakeups.wake, recovering=True))
         # Once a second or so.
         self._counting: Stage[bool] = Stage("count", self._share_counts, pace=Pace(1.0, 0))
@@ -429,17 +429,6 @@ class Sender:
 
     def _wake_later(self, subscription_id: UUID, seconds: float) -> None:
         self._wakes.put_later(subscription_id, seconds)
-
-
-def _call_all(calls: list[Callable[[], None]]) -> None:
-    for call in calls:
-        try:
-            call()
-        except Exception:
-            logger.exception("a signal could not be sent")
-        finally:
-            # One that was lost meanwhile would be of no use to the next.
-            close_own_connection()
 
 
 _senders: dict[int, Sender] = {}
