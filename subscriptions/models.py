@@ -21,7 +21,7 @@ from django.views.decorators.debug import sensitive_variables
 from subscriptions import circuit
 from subscriptions.conf import conf
 from subscriptions.ids import uuid7
-from subscriptions.querysets import TENANT_IS_FIXED, CircuitQuerySet
+from subscriptions.querysets import FIXED, CircuitQuerySet, refuse_fixed
 from subscriptions.remembering import Remembering
 from subscriptions.secrets import crypto, signing_secrets
 from subscriptions.tenants import MAX_LENGTH as MAX_TENANT_LENGTH
@@ -52,7 +52,11 @@ class SubscriptionQuerySet(CircuitQuerySet["Subscription"]):
     def bulk_create(
         self, objs: Iterable[Subscription], *args: Any, **kwargs: Any
     ) -> list[Subscription]:
-        """As Django's; each new subscription gets a signing secret."""
+        """As Django's; each new subscription gets a signing secret.
+
+        Raises `ValueError` for `tenant` and `all_tenants` among `update_fields`.
+        """
+        refuse_fixed(set(kwargs.get("update_fields") or ()))
         with transaction.atomic(using=self.db):
             made = super().bulk_create(objs, *args, **kwargs)
             _give_secrets([subscription.pk for subscription in made])
@@ -207,8 +211,8 @@ class Subscription(Remembering):
         return "paused" if self.auto_disabled_at is None else "tripped"
 
     def clean(self) -> None:
-        if not self._state.adding and "tenant" in self.changed_fields():
-            raise ValidationError({"tenant": TENANT_IS_FIXED})
+        if not self._state.adding and (refused := FIXED.keys() & self.changed_fields()):
+            raise ValidationError({name: FIXED[name] for name in refused})
 
     def validate_constraints(self, exclude: Collection[str] | None = None) -> None:
         exclude = set(exclude or ())
@@ -228,9 +232,10 @@ class Subscription(Remembering):
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Write what changed; see the class.
 
-        Raises what `Model.save` does, and `ValueError` for a change of the tenant.
+        Raises what `Model.save` does, and `ValueError` for a change of the tenant or of
+        `all_tenants`.
         """
-        if self._state.adding:
+        if self._state.adding and not (kwargs.get("force_update") or kwargs.get("update_fields")):
             with transaction.atomic():
                 super().save(*args, **kwargs)
             self.remember()
@@ -238,8 +243,7 @@ class Subscription(Remembering):
         named = kwargs.pop("update_fields", None)
         changed = self.changed_fields()
         fields = changed if named is None else set(named)
-        if "tenant" in fields & changed:
-            raise ValueError(TENANT_IS_FIXED)
+        refuse_fixed(fields & changed)
         re_pointed = "url" in fields and self.url != self._loaded.get("url")
         with transaction.atomic():
             if "enabled" in fields and not self.enabled:

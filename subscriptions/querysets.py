@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Self, TypeVar
 
 from django.db import models, transaction
@@ -26,10 +26,21 @@ EXISTS (
 """
 _HOST = re.compile(r"[^\s/?#@\\]{1,300}")
 
-# What was sent, and what waits, belongs to the tenant of its time.
-TENANT_IS_FIXED = (
-    "A subscription stays with its tenant; make a new one for the other tenant, and delete this."
-)
+# What was sent, and what waits, belongs to the tenants of its time: whoever may change the URL of a
+# subscription gets what waits for it.
+FIXED = {
+    "tenant": "A subscription stays with its tenant; make a new one for the other tenant, and "
+    "delete this.",
+    "all_tenants": "Whether a subscription is for all tenants is decided when it is made; make a "
+    "new one, and delete this.",
+}
+
+
+def refuse_fixed(fields: Collection[str]) -> None:
+    """Raises `ValueError` if one of these fields never changes."""
+    for name, reason in FIXED.items():
+        if name in fields:
+            raise ValueError(reason)
 
 
 class CircuitQuerySet(models.QuerySet[Row]):
@@ -68,10 +79,10 @@ class CircuitQuerySet(models.QuerySet[Row]):
         """As Django's; `enabled`, `url` and `recovery` mean what they mean to `Subscription.save`.
 
         Raises `ValueError` for `auto_disabled_at` and `circuit_epoch`, which the circuit alone
-        writes, for `enabled` as an expression or by `bulk_update`, and for `tenant`.
+        writes, for `enabled` as an expression or by `bulk_update`, and for `tenant` and
+        `all_tenants`.
         """
-        if "tenant" in values:
-            raise ValueError(TENANT_IS_FIXED)
+        refuse_fixed(values)
         if owned := {"auto_disabled_at", "circuit_epoch"} & values.keys():
             raise ValueError(
                 f"{' and '.join(sorted(owned))} cannot be updated: the circuit alone writes it. "

@@ -124,7 +124,7 @@ Tenant = Annotated[
 ]
 AllTenants = Annotated[
     bool,
-    Field(description=_of_model("all_tenants") + " Needs a key of all tenants."),
+    Field(description=_of_model("all_tenants") + " Needs a key of all tenants, and never changes."),
 ]
 GivenSecret = Annotated[
     SecretStr,
@@ -170,7 +170,6 @@ class SubscriptionChange(Body):
     url: Url = LEFT_OUT
     topic_patterns: Patterns = LEFT_OUT
     groups: Groups = LEFT_OUT
-    all_tenants: AllTenants = LEFT_OUT
     headers: Headers = LEFT_OUT
     max_in_flight: MaxInFlight = LEFT_OUT
     recovery: Recover = LEFT_OUT

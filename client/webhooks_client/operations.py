@@ -289,7 +289,6 @@ def update_subscription(
     url: str | None = None,
     topic_patterns: Sequence[str] | None = None,
     groups: Sequence[str] | None = None,
-    all_tenants: bool | None = None,
     headers: Mapping[str, str] | None = None,
     max_in_flight: int | None = None,
     recovery: str | None = None,
@@ -299,11 +298,12 @@ def update_subscription(
 
     `enabled=True` resets the circuit of a tripped one and sends what was held; `enabled=False`
     pauses. `etag`: that of the subscription as you know it; `PreconditionFailed` if somebody has
-    changed it since. Raises `NotFound`, `Conflict` and `Invalid` as well.
+    changed it since. Raises `NotFound`, `Conflict` and `Invalid` as well. `tenant` and
+    `all_tenants` never change.
     """
     body = given(
-        name=name, url=url, topic_patterns=topic_patterns, groups=groups, all_tenants=all_tenants,
-        headers=headers, max_in_flight=max_in_flight, recovery=recovery, enabled=enabled,
+        name=name, url=url, topic_patterns=topic_patterns, groups=groups, headers=headers,
+        max_in_flight=max_in_flight, recovery=recovery, enabled=enabled,
     )  # fmt: skip
     return once(
         call(

@@ -9,6 +9,7 @@ from django import forms
 
 from subscriptions.conf import conf
 from subscriptions.models import Subscription
+from subscriptions.querysets import FIXED
 from subscriptions.validators import validate_headers, validate_patterns
 
 
@@ -111,9 +112,8 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
         super().__init__(*args, **kwargs)
         if "groups" in self.fields:
             self._offer_groups()
-        if "tenant" in self.fields:
-            # It never changes.
-            self.fields["tenant"].disabled = not self.instance._state.adding
+        for name in FIXED.keys() & self.fields.keys():
+            self.fields[name].disabled = not self.instance._state.adding
         if "enabled" in self.fields:
             # The circuit may trip while the form is open. What counts is whether the person
             # changed what the form showed, not whether it differs from the row by now.

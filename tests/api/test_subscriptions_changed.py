@@ -59,7 +59,6 @@ def test_nothing_is_changed_by_an_empty_change(subscription: Subscription) -> No
 
 def test_every_field_that_can_be_set_can_be_changed(subscription: Subscription) -> None:
     fields = {
-        "all_tenants": True,
         "name": "other",
         "url": "http://other.example.com/",
         "topic_patterns": ["x", "y.>"],
@@ -170,7 +169,7 @@ def test_a_subscription_with_something_invalid_can_still_be_paused(
         ({"recovery": "Manual"}, "/recovery"),
         ({"url": "http://10.1.2.3/"}, "/url"),
         ({"name": "x", "url": "nonsense"}, "/url"),
-        ({"all_tenants": None}, "/all_tenants"),
+        ({"all_tenants": True}, "/all_tenants"),
     ],
 )
 def test_what_cannot_be_set_is_422_and_nothing_is_changed(
@@ -179,14 +178,6 @@ def test_what_cannot_be_set_is_422_and_nothing_is_changed(
     before = Subscription.objects.values().get()
     assert pointers(patch(caller(), subscription, change)) == [place]
     assert Subscription.objects.values().get() == before
-
-
-def test_only_the_applications_own_can_be_for_all_tenants() -> None:
-    one = make_subscription(tenant="acme")
-    assert pointers(patch(caller(), one, {"all_tenants": True})) == ["/all_tenants"]
-    problem(patch(caller(tenant="acme"), one, {"all_tenants": True}), 403, "other-tenant")
-    ours = make_subscription()
-    problem(patch(caller(tenant=""), ours, {"all_tenants": True}), 403, "other-tenant")
 
 
 def test_a_name_that_is_taken_is_409_and_nothing_is_changed(subscription: Subscription) -> None:
@@ -220,7 +211,7 @@ def test_a_tag_that_is_out_of_date_changes_nothing(subscription: Subscription) -
     [
         {"name": "x"}, {"url": "https://x.example.com/"}, {"topic_patterns": ["x"]},
         {"headers": {"X-A": "b"}}, {"max_in_flight": 2}, {"recovery": "manual"},
-        {"enabled": False}, {"all_tenants": True},
+        {"enabled": False},
     ],
 )  # fmt: skip
 def test_the_tag_changes_with_all_that_can_be_set(
@@ -381,6 +372,15 @@ def test_one_for_all_tenants_is_not_for_a_bound_key() -> None:
         stolen = patch(client, one, {"url": "https://thief.example.com/"})
         problem(stolen, 404, "not-found")
     assert patch(caller(), one, {"max_in_flight": 3}).status_code == 200
+
+
+def test_one_for_all_tenants_is_so_for_good() -> None:
+    one = make_subscription(all_tenants=True, topic_patterns=["order.created"])
+    publish("order.created", {}, tenant="acme")
+    assert Delivery.objects.filter(event__tenant="acme").count() == 1
+    assert pointers(patch(caller(), one, {"all_tenants": False})) == ["/all_tenants"]
+    stolen = patch(caller(tenant=""), one, {"url": "https://thief.example.com/"})
+    problem(stolen, 404, "not-found")
 
 
 def test_no_connection_is_left_in_a_transaction(subscription: Subscription) -> None:

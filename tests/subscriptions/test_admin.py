@@ -471,6 +471,22 @@ def test_a_tenants_subscription_is_not_for_all_tenants(admin_client: Client) -> 
     assert Subscription.objects.get().all_tenants
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_whether_it_is_for_all_tenants_is_decided_when_it_is_added(
+    admin_client: Client, before: bool
+) -> None:
+    subscription = make_subscription(all_tenants=before)
+    page = admin_client.get(change_page(subscription))
+    assert page.context["adminform"].form.fields["all_tenants"].disabled
+    sent = shown_form(admin_client, subscription) | {"name": "new"}
+    sent.pop("all_tenants", None)
+    if not before:
+        sent["all_tenants"] = "on"
+    assert admin_client.post(change_page(subscription), sent).status_code == 302
+    subscription.refresh_from_db()
+    assert (subscription.all_tenants, subscription.name) == (before, "new")
+
+
 def test_the_list_shows_tenants_and_narrows_to_one(admin_client: Client) -> None:
     own, acme, everything = (
         make_subscription(name="a"),

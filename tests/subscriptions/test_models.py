@@ -246,6 +246,42 @@ def test_only_the_application_has_subscriptions_for_all_tenants() -> None:
     assert set(refused.value.error_dict) == {"all_tenants"}
 
 
+def past_the_row(subscription: Subscription, name: str) -> list[Callable[[], Any]]:
+    """Ways to write a field of this instance without having read the row."""
+    pretended = Subscription(
+        pk=subscription.pk, name="x", **{name: getattr(subscription, name)}, **FIELDS
+    )
+    return [
+        lambda: pretended.save(force_update=True),
+        lambda: pretended.save(update_fields=[name]),
+        lambda: Subscription.objects.bulk_create(
+            [pretended], update_conflicts=True, unique_fields=["id"], update_fields=[name]
+        ),
+    ]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_whether_a_subscription_is_for_all_tenants_never_changes(before: bool) -> None:
+    subscription = make_subscription(all_tenants=before)
+    subscription.all_tenants = not before
+    with pytest.raises(ValidationError) as refused:
+        subscription.full_clean()
+    assert set(refused.value.error_dict) == {"all_tenants"}
+    ways: list[Callable[[], Any]] = [
+        subscription.save,
+        lambda: subscription.save(update_fields=["all_tenants"]),
+        lambda: Subscription.objects.update(all_tenants=not before),
+        lambda: Subscription.objects.bulk_update([subscription], ["all_tenants"]),
+        *past_the_row(subscription, "all_tenants"),
+    ]
+    for way in ways:
+        with pytest.raises(ValueError, match=r"is decided when it is made|stays with its tenant"):
+            way()
+    subscription.save(update_fields=["name"])
+    subscription.refresh_from_db()
+    assert subscription.all_tenants is before
+
+
 def test_a_subscription_stays_with_its_tenant() -> None:
     subscription = make_subscription(tenant="acme")
     subscription.tenant = "other"
@@ -257,6 +293,7 @@ def test_a_subscription_stays_with_its_tenant() -> None:
         lambda: subscription.save(update_fields=["tenant"]),
         lambda: Subscription.objects.update(tenant="other"),
         lambda: Subscription.objects.bulk_update([subscription], ["tenant"]),
+        *past_the_row(subscription, "tenant"),
     ]
     for way in ways:
         with pytest.raises(ValueError, match="stays with its tenant"):
