@@ -5,7 +5,6 @@ So a page stays right while rows are added or removed, and the hundredth costs w
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pydantic import BaseModel
 from pydantic import Field as Described
 
 from api.problems import Problem
+from subscriptions.secrets import crypto
 
 MAX_LIMIT = 200
 DEFAULT_LIMIT = 50
@@ -33,7 +33,11 @@ Limit = Annotated[
 ]
 Cursor = Annotated[
     str | None,
-    Query(None, max_length=2000, description="`next_cursor` of the page before; none: the first."),
+    Query(
+        None,
+        max_length=2000,
+        description="`next_cursor` of the page before, as it is; none: the first.",
+    ),
 ]
 
 
@@ -127,16 +131,17 @@ def _after(by: tuple[str, ...], values: Sequence[Any], *, or_at: bool = False) -
 
 def _written(values: Sequence[Any]) -> str:
     texts = [v.isoformat() if isinstance(v, datetime) else str(v) for v in values]
-    return base64.urlsafe_b64encode(json.dumps(texts).encode()).decode().rstrip("=")
+    # Encrypted: the row at which a page ends may be a stranger's.
+    return crypto.encrypt(json.dumps(texts).encode())
 
 
 def _read(cursor: str, fields: list[Any]) -> list[Any]:
     try:
-        texts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        texts = json.loads(crypto.decrypt(cursor))
         if len(texts) != len(fields):
             raise ValueError
         return [_value(field, text) for field, text in zip(fields, texts, strict=True)]
-    except (ValueError, TypeError, RecursionError, ValidationError):
+    except (crypto.SecretUnreadable, ValueError, TypeError, ValidationError):
         raise Problem(
             422,
             "bad-cursor",

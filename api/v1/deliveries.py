@@ -86,8 +86,7 @@ def list_deliveries(
     if subscription is not None:
         # True of all ids, and what the index `delivery_history` asks for.
         rows = rows.filter(subscription_id=subscription, id__gt=0)
-        newest = rows.order_by().values_list("tenant", flat=True).first()
-        if tenant is not None and newest != tenant:
+        if tenant is not None and not _is_of(subscription, tenant):
             return _NONE
     elif tenant and by in _ORDERS.values() and event is None:
         rows = rows.filter(subscription_id__in=_ids_of_subscriptions(tenant))
@@ -119,6 +118,14 @@ def _with_topics() -> QuerySet[Delivery]:
 
 def _ids_of_subscriptions(tenant: str) -> list[UUID]:
     return list(Subscription.objects.filter(tenant=tenant).values_list("pk", flat=True))
+
+
+def _is_of(subscription_id: UUID, tenant: str) -> bool:
+    """Whether it is the tenant's: what a deleted one left says whose it was."""
+    known = Subscription.objects.filter(pk=subscription_id).values_list("tenant", flat=True)
+    history = Delivery.objects.filter(subscription_id=subscription_id, id__gt=0)
+    newest = history.order_by("-id").values_list("tenant", flat=True)
+    return tenant in (list(known) or newest[:1])
 
 
 @router.get(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import pytest
 from django.utils import timezone
@@ -13,6 +15,7 @@ from api import pages
 from deliveries import publish, publish_many
 from deliveries.models import Attempt, Delivery, Event
 from subscriptions import circuit
+from subscriptions.secrets import crypto
 from tests.api.calls import Caller, is_problem
 from tests.factories import make_subscription
 
@@ -190,6 +193,47 @@ def test_a_page_looks_at_no_more_than_so_many_rows(
     assert [row["event"] for row in listed(application, topic="test.rare")] == ["rare"]
     assert len(listed(application, topic="test.one", limit=3)) == 30
     assert len(listed(application, topic="test.one", limit=20)) == 30
+
+
+@pytest.mark.parametrize("path", ["events", "deliveries", "deliveries?status=pending"])
+def test_a_cursor_tells_nothing_of_a_strangers_rows(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a page ends may be anybody's row."""
+    publish("test.own", {})
+    one = make_subscription(tenant="acme")
+    ids = [f"{n:03}".ljust(255, "x") for n in range(30)]
+    publish_many(
+        [{"topic": "test.one", "payload": {}, "tenant": "acme", "event_id": id} for id in ids]
+    )
+    monkeypatch.setattr(pages, "MAX_LOOKED_AT", 10)
+    own = Caller("deliveries:read", tenant="")
+    query, pages_seen = {"limit": "1"}, 0
+    while True:
+        page = own.call(
+            "GET", f"/api/v1/{path}{'&' if '?' in path else '?'}{urlencode(query)}"
+        ).data
+        if (cursor := page["next_cursor"]) is None:
+            break
+        pages_seen += 1
+        assert len(cursor) <= 2000
+        for text in (cursor.encode(), base64.urlsafe_b64decode(cursor + "==")):
+            for trace in (b"xxx", str(one.pk).encode(), b'["'):
+                assert trace not in text, text
+        query["cursor"] = cursor
+    assert pages_seen >= 3
+
+
+def test_a_cursor_that_was_altered_is_422(application: Caller) -> None:
+    make_subscription()
+    publish_many([{"topic": "test.one", "payload": {}} for _ in range(2)])
+    cursor = application.call("GET", f"{DELIVERIES}?limit=1").data["next_cursor"]
+    assert application.call("GET", f"{DELIVERIES}?limit=1&cursor={cursor}").status_code == 200
+    plain = base64.urlsafe_b64encode(json.dumps([str(Delivery.objects.latest("id").pk)]).encode())
+    altered = cursor[:-6] + ("AAAA" if cursor[-6:-2] != "AAAA" else "BBBB") + cursor[-2:]
+    for bad in (plain.decode(), altered, cursor[:-1], crypto.encrypt(b"whsec_"), "é"):
+        response = application.call("GET", f"{DELIVERIES}?limit=1&cursor={quote(bad)}")
+        is_problem(response, 422, "bad-cursor")
 
 
 def test_times_are_found_by_ids(application: Caller) -> None:

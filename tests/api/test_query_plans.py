@@ -11,9 +11,11 @@ from urllib.parse import urlencode
 
 import pytest
 from django.db import connection, transaction
+from django.utils import timezone
 
 from api import pages
 from deliveries.models import Delivery, Event
+from subscriptions.models import Subscription
 from tests.api.calls import Caller
 from tests.deliveries.test_operators_questions import read_so_far
 from tests.deliveries.test_query_plans import analyse
@@ -150,6 +152,29 @@ def test_what_has_no_index_is_looked_for_in_so_many_rows(
         # Twice in the index and the table, and with a topic the event in both.
         read(application, f"/api/v1/{path}", 2000 * 8)
     assert len(read(application, "/api/v1/deliveries?status=succeeded", 2000 * 8)["data"]) == 50
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_whose_a_subscription_is_costs_nothing_of_its_history(deleted: bool) -> None:
+    """All was sent to one subscription, and the newest is what waits for it."""
+    pending = list(Delivery.objects.order_by("-id").values_list("pk", flat=True)[:100])
+    Delivery.objects.update(
+        subscription=MINE, tenant="acme", status="succeeded", next_attempt_at=None,
+        held_at=None, finished_at=timezone.now(),
+    )  # fmt: skip
+    Delivery.objects.filter(pk__in=pending).update(
+        status="pending", next_attempt_at=timezone.now(), finished_at=None
+    )
+    if deleted:
+        Subscription.objects.filter(pk=MINE)._raw_delete(Subscription.objects.db)
+    analyse()
+    path = f"/api/v1/deliveries?subscription={MINE}"
+    for key in ({}, {"tenant": "acme"}, {"tenant": "other"}, {"tenant": ""}):
+        caller = Caller("deliveries:read", **key)
+        for query in ("", "&status=pending", "&status=held"):
+            page = read(caller, path + query, A_PAGE)
+            seen = key.get("tenant", "acme") == "acme" and query != "&status=held"
+            assert len(page["data"]) == (50 if seen else 0), (key, query)
 
 
 def test_subscriptions_and_their_figures_are_read_by_their_ids() -> None:
