@@ -72,6 +72,7 @@ _FIELDS: dict[type[ValueError], str] = {
     InvalidTenant: "tenant",
 }
 _REFUSALS: tuple[type[ValueError], ...] = (ValidationError, *_FIELDS)
+_REFUSALS_OF_A_BATCH: tuple[type[Exception], ...] = (Problem, *_REFUSALS)
 
 
 @router.post(
@@ -132,7 +133,7 @@ def publish_batch(
         for number, event in enumerate(_EVENTS.validate_python(batch.events)):
             drafts.append(_draft(request, event, idempotency_key, number))
         published = publish_many(drafts)
-    except _REFUSALS as error:
+    except _REFUSALS_OF_A_BATCH as error:
         raise _refused(request, batch.events, idempotency_key, error) from None
     described = _described(published)
     return _answer({"data": described}, known=all(one["already_published"] for one in described))
@@ -212,7 +213,7 @@ def _conflict(errors: list[dict[str, str]]) -> Problem:
 
 
 def _refused(
-    request: HttpRequest, events: list[Any], idempotency_key: str | None, error: ValueError
+    request: HttpRequest, events: list[Any], idempotency_key: str | None, error: Exception
 ) -> Problem:
     """The problem of a batch: every event that is refused, with the reasons."""
     by_number: dict[int, list[dict[str, str]]] = {}
@@ -221,13 +222,21 @@ def _refused(
             pointer = "".join(f"/{escape(str(step))}" for step in ("events", *one["loc"]))
             found = {"pointer": pointer, "detail": one["msg"]}
             by_number.setdefault(int(one["loc"][0]), []).append(found)
-    conflicts = set()
-    sound = [number for number in range(len(events)) if number not in by_number]
-    drafts = [
-        _draft(request, EventIn.model_validate(events[number]), idempotency_key, number)
-        for number in sound
-    ]
-    for place, reason in refusals(drafts).items():
+    conflicts: set[int] = set()
+    strangers: dict[int, Problem] = {}
+    drafts: dict[int, NewEvent] = {}
+    for number in range(len(events)):
+        if number in by_number:
+            continue
+        try:
+            event = EventIn.model_validate(events[number])
+            drafts[number] = _draft(request, event, idempotency_key, number)
+        except Problem as stranger:
+            strangers[number] = stranger
+            pointer = f"/events/{number}/tenant"
+            by_number[number] = [{"pointer": pointer, "detail": stranger.detail}]
+    sound = list(drafts)
+    for place, reason in refusals(list(drafts.values())).items():
         by_number[sound[place]] = [_error(reason, f"/events/{sound[place]}")]
         if isinstance(reason, EventConflict):
             conflicts.add(sound[place])
@@ -235,6 +244,10 @@ def _refused(
     if not errors:
         # What was in the way is gone by now.
         return _conflict([])
+    if strangers.keys() == by_number.keys():
+        problem = next(iter(strangers.values()))
+        problem.members["errors"] = errors
+        return problem
     return _conflict(errors) if conflicts == by_number.keys() else invalid(errors)
 
 

@@ -181,6 +181,25 @@ def test_tenants_in_one_batch(application: Caller) -> None:
     assert Event.objects.count() == 3
 
 
+def test_every_event_for_a_stranger_is_named(application: Caller) -> None:
+    acme = Caller("events:write", tenant="acme")
+    publish("test.one", {"n": 0}, event_id="known", tenant="acme")
+    theirs, known = event(tenant="other"), event(1, id="known")
+    response = send(acme, event(), theirs, event(tenant="acme"), theirs)
+    names = ["/events/1/tenant", "/events/3/tenant"]
+    assert pointers(response, 403, "other-tenant") == names
+    response = send(acme, theirs, event(topic="a..b"), {"payload": {}}, known, theirs)
+    assert pointers(response) == [
+        "/events/0/tenant",
+        "/events/1/topic",
+        "/events/2/topic",
+        "/events/3/id",
+        "/events/4/tenant",
+    ]
+    assert pointers(send(acme, theirs, known)) == ["/events/0/tenant", "/events/1/id"]
+    assert Event.objects.count() == 1
+
+
 def test_batches_with_the_same_ids_at_once(
     application: Caller, at_once: Callable[..., list[Any]]
 ) -> None:

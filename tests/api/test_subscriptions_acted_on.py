@@ -116,13 +116,28 @@ def test_tests_that_wait_hold_no_connection_and_are_limited_in_number(
         ThreadPoolExecutor(limit) as pool,
     ):
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        one = make_subscription(url=f"http://127.0.0.1:{server.server_address[1]}/")
-        tests = [pool.submit(act, Caller(key_text=key), one, "test") for _ in range(limit)]
+        url = f"http://127.0.0.1:{server.server_address[1]}/"
+        one, other, third = (
+            make_subscription(name=tenant, url=url, tenant=tenant) for tenant in ("a", "b", "c")
+        )
+        tests = [
+            pool.submit(act, Caller(key_text=key), one, "test")
+            for _ in range(subscription_actions.MAX_TESTS_OF_A_TENANT)
+        ]
         try:
             assert all(_Waiting.arrived.acquire(timeout=20) for _ in tests)
+            refused = act(Caller(key_text=key), one, "test")
+            problem(refused, 429, "too-many-tests")
+            # Which leaves places for others.
+            more = [
+                pool.submit(act, Caller(key_text=key), other, "test")
+                for _ in range(limit - len(tests))
+            ]
+            assert all(_Waiting.arrived.acquire(timeout=20) for _ in more)
+            tests += more
             connections = connection.pool.get_stats()
             assert connections["pool_size"] - connections["pool_available"] == 1, "this thread's"
-            refused = act(Caller(key_text=key), one, "test")
+            refused = act(Caller(key_text=key), third, "test")
             problem(refused, 429, "too-many-tests")
             assert refused["Retry-After"] == "1"
             assert act(Caller(key_text=key), one, "reset").status_code == 200
@@ -130,6 +145,7 @@ def test_tests_that_wait_hold_no_connection_and_are_limited_in_number(
             _Waiting.go_on.set()
         assert [test.result(20).data["succeeded"] for test in tests] == [True] * limit
         assert act(Caller(key_text=key), one, "test").data["succeeded"]
+        assert not subscription_actions._tests, "no tenant that has none is remembered"
         server.shutdown()
 
 
