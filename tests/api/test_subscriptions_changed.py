@@ -389,5 +389,8 @@ def test_no_connection_is_left_in_a_transaction(subscription: Subscription) -> N
     patch(client, subscription, {"url": "nonsense"})
     assert not connection.in_atomic_block
     with connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'")
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE state = 'idle in transaction' AND datname = current_database()"
+        )
         assert cursor.fetchone() == (0,)
