@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from django.db import connection
+from django.db import connection, transaction
 
 from deliveries.holding import HELD_TOO_LONG
 from subscriptions.conf import conf
@@ -22,6 +22,13 @@ BATCH = 2000
 # rows of it that are changed; the answer is how many were, and where the page ended, or no row if
 # it was empty. (`ANY(ARRAY(…))` and not `IN (…)`: the planner may join a sub-select by reading
 # the whole table.)
+
+# A page is read in the order of an index, whatever PostgreSQL knows of the tables, be it from
+# before they were filled: otherwise it may read all that is old, and sort it, for each page.
+_BY_INDEXES = """
+SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+    set_config('enable_sort', 'off', true)
+"""
 
 # By the index `delivery_held`.
 _EXPIRE_HELD = """
@@ -140,7 +147,8 @@ def _page_by_page(sql: str, start: Mapping[str, Any], **parameters: Any) -> int:
     total = 0
     position = start
     while True:
-        with connection.cursor() as cursor:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(_BY_INDEXES)
             cursor.execute(sql, {**parameters, **position, "batch": BATCH})
             page = cursor.fetchone()
         if page is None:

@@ -28,7 +28,9 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
-def broker() -> Iterator[redis.Redis]:
+def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
+    # That a busy machine answers late is not what these tests are about.
+    monkeypatch.setattr(readiness, "TIMEOUT", 30.0)
     readiness._kept.forget()
     wakeups.redis_outage.end()
     with empty_redis() as client:
@@ -51,11 +53,7 @@ def wrong(found: dict[str, Any]) -> dict[str, str]:
     return {name: check["problem"] for name, check in found.items() if not check["ok"]}
 
 
-def test_it_is_ready_once_a_sweep_ran(
-    client: Any, broker: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A busy machine is not what this is about.
-    monkeypatch.setattr(readiness, "TIMEOUT", 30.0)
+def test_it_is_ready_once_a_sweep_ran(client: Any, broker: redis.Redis) -> None:
     assert list(wrong(checks(client, 503))) == ["sweep"]
     tasks.sweep()
     found = checks(client, 200)
