@@ -54,7 +54,7 @@ def _migrations() -> dict[str, Any]:
 
 
 def _redis() -> dict[str, Any]:
-    wakeups.client().ping()
+    wakeups.waiting_client().ping()
     return {}
 
 

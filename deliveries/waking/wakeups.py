@@ -115,7 +115,8 @@ def client() -> redis.Redis:
 
 
 @cache
-def _waiting_client() -> redis.Redis:
+def waiting_client() -> redis.Redis:
+    """The client for what may take some seconds."""
     return _client(WAIT_SECONDS + 2)
 
 
@@ -245,7 +246,7 @@ class Listener:
         """
         if wait > 0:
             # One id: the others that came meanwhile are taken by the next call.
-            found: Any = _waiting_client().bzpopmin(self._names[0], min(wait, WAIT_SECONDS))
+            found: Any = waiting_client().bzpopmin(self._names[0], min(wait, WAIT_SECONDS))
             return [] if found is None else [found[1].decode()]
         arguments = [_milliseconds(BELL_SECONDS), min(limit, TAKEN_AT_ONCE)]
         self._rung_at = time.monotonic()

@@ -85,7 +85,7 @@ def test_a_sweep_that_failed_is_none(
 
 def test_a_sweep_goes_on_without_redis(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     dead = redis.Redis(port=1, socket_connect_timeout=0.2)
-    monkeypatch.setattr(sweeps, "client", lambda: dead)
+    monkeypatch.setattr(sweeps, "waiting_client", lambda: dead)
     tasks.sweep()
     with pytest.raises(redis.RedisError):
         sweeps.seconds_since_sweep()
