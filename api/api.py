@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
@@ -44,9 +43,10 @@ class _Document(OpenAPISchema):
                 *(problems.OF_A_BODY if "body" in sources else ()),
                 *(problems.OF_PARAMETERS if sources else ()),
             ):
-                found.setdefault(status, {"description": HTTPStatus(status).phrase})
+                found.setdefault(status, {})
         for status, answer in found.items():
             if status >= 400:
+                answer["description"] = problems.PHRASES[status]
                 answer["content"] = {
                     problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}
                 }

@@ -41,6 +41,11 @@ _GIVEN_UP = {
 OF_EVERY_ROUTE = (401, 403, 429, 500, 503)
 OF_A_BODY = (400, 413, 415)
 OF_PARAMETERS = (422,)
+# Names of RFC 9110: those of Python before 3.13 are older.
+PHRASES = {status.value: status.phrase for status in HTTPStatus if status.value >= 400} | {
+    413: "Content Too Large",
+    422: "Unprocessable Content",
+}
 HEADERS = {
     401: ("WWW-Authenticate", "string", "The challenge of RFC 6750."),
     429: ("Retry-After", "integer", "Seconds after which the key may ask again."),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from django.db import connection, transaction
+from django.db import connection
 
 from deliveries.holding import HELD_TOO_LONG
 from subscriptions.conf import conf
@@ -23,12 +23,10 @@ BATCH = 2000
 # it was empty. (`ANY(ARRAY(…))` and not `IN (…)`: the planner may join a sub-select by reading
 # the whole table.)
 
-# A page is read in the order of an index, whatever PostgreSQL knows of the tables, be it from
-# before they were filled: otherwise it may read all that is old, and sort it, for each page.
-_BY_INDEXES = """
-SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-    set_config('enable_sort', 'off', true)
-"""
+# Where PostgreSQL believes a table empty, as it was when it looked last, it may read all of it for
+# each page. Not waited for: whoever has the table locked against this is doing the same, or a
+# vacuum, which does it too.
+_LOOK_AGAIN = "ANALYZE (SKIP_LOCKED) deliveries_delivery, deliveries_event"
 
 # By the index `delivery_held`.
 _EXPIRE_HELD = """
@@ -146,9 +144,10 @@ def _page_by_page(sql: str, start: Mapping[str, Any], **parameters: Any) -> int:
     """Run `sql` on each page after `start`; returns how many rows were changed."""
     total = 0
     position = start
+    with connection.cursor() as cursor:
+        cursor.execute(_LOOK_AGAIN)
     while True:
-        with transaction.atomic(), connection.cursor() as cursor:
-            cursor.execute(_BY_INDEXES)
+        with connection.cursor() as cursor:
             cursor.execute(sql, {**parameters, **position, "batch": BATCH})
             page = cursor.fetchone()
         if page is None:
