@@ -96,6 +96,9 @@ def test_what_has_begun_is_answered_when_the_web_is_told_to_end(
     start: Callable[..., Web], tmp_path: Path
 ) -> None:
     running = start()
+    # One that is still being loaded would end later than the ten seconds that a request has.
+    served: set[bytes] = set()
+    eventually(lambda: served.add(running.get("/pid")[1]) or len(served) == 2, "both serving")
     flag = tmp_path / "flag"
     answers: list[tuple[int, Any]] = []
     asking = threading.Thread(target=lambda: answers.append(running.get(f"/slow?until={flag}")))

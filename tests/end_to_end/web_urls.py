@@ -1,5 +1,6 @@
 """The project's pages, and one that takes its time."""
 
+import os
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def meta(request: HttpRequest) -> HttpResponse:
 
 
 urlpatterns = [
+    path("pid", lambda request: JsonResponse(os.getpid(), safe=False)),
     path("healthz", healthz),
     path("slow", slow),
     path("meta", meta),
