@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import current_app
+from django.conf import settings
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 
 from deliveries.monitoring.asking import Kept, NoAnswer, ask
 from deliveries.monitoring.sweeps import seconds_since_sweep
-from deliveries.waking import wakeups
+from deliveries.waking.redis_address import RedisAddress
 from subscriptions.conf import conf
 
 # How long an answer is waited for, and how long what was found is told to others, in seconds.
@@ -54,7 +55,10 @@ def _migrations() -> dict[str, Any]:
 
 
 def _redis() -> dict[str, Any]:
-    wakeups.waiting_client().ping()
+    # A connection of its own: a kept one may be from before a restart of Redis.
+    address = RedisAddress.parse(settings.REDIS_URL)
+    with address.client(socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT) as client:
+        client.ping()
     return {}
 
 

@@ -33,6 +33,8 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
     monkeypatch.setattr(readiness, "TIMEOUT", 30.0)
     readiness._kept.forget()
     wakeups.redis_outage.end()
+    # A connection that an earlier test left may be dead.
+    wakeups.waiting_client.cache_clear()
     with empty_redis() as client:
         yield client
     readiness._kept.forget()
@@ -54,7 +56,8 @@ def wrong(found: dict[str, Any]) -> dict[str, str]:
 
 
 def test_it_is_ready_once_a_sweep_ran(client: Any, broker: redis.Redis) -> None:
-    assert list(wrong(checks(client, 503))) == ["sweep"]
+    missing = wrong(checks(client, 503))
+    assert list(missing) == ["sweep"], missing
     tasks.sweep()
     found = checks(client, 200)
     assert wrong(found) == {}
