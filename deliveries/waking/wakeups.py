@@ -100,11 +100,11 @@ redis_outage = Outage("Redis (wake-ups)")
 broker_outage = Outage("the Celery broker")
 
 
-def _client(timeout: float) -> redis.Redis:
+def _client(timeout: float, retries: int = 0) -> redis.Redis:
     return RedisAddress.parse(settings.REDIS_URL).client(
         socket_timeout=timeout,
         socket_connect_timeout=REDIS_TIMEOUT,
-        retry=Retry(NoBackoff(), 0),
+        retry=Retry(NoBackoff(), retries, supported_errors=(redis.ConnectionError,)),
     )
 
 
@@ -116,8 +116,8 @@ def client() -> redis.Redis:
 
 @cache
 def waiting_client() -> redis.Redis:
-    """The client for what may take some seconds."""
-    return _client(WAIT_SECONDS + 2)
+    """The client for what may take some seconds; a connection that was lost is opened again."""
+    return _client(WAIT_SECONDS + 2, retries=1)
 
 
 def keys_of(queue: str) -> list[str]:
