@@ -89,17 +89,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first, so that no process is left with it at the end.
-
-    Before it come the tests of readiness: in a process that ran end-to-end tests, the kept client
-    of Redis cannot connect, for a reason that is not known yet.
-    """
-    items.sort(
-        key=lambda item: (
-            item.path.name != "test_readiness.py",
-            item.get_closest_marker("end_to_end") is None,
-        )
-    )
+    """What takes longest comes first, so that no process is left with it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
 
 
 def empty_redis() -> redis.Redis:

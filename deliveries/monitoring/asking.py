@@ -18,7 +18,7 @@ class NoAnswer(Exception):
 
 
 _lock = threading.Lock()
-_under_way: dict[str, Future[Any]] = {}
+_under_way: dict[Callable[[], Any], Future[Any]] = {}
 
 
 def ask(
@@ -28,11 +28,11 @@ def ask(
 
     `NoAnswer` for one that is not answered after `seconds`. That one goes on, in a thread of
     its own, and is not asked again before it is over: a server that hangs costs one thread for
-    each name.
+    each question.
     """
     with _lock:
         futures = {
-            name: _under_way.get(name) or _begin(name, question)
+            name: _under_way.get(question) or _begin(name, question)
             for name, question in questions.items()
         }
     wait(futures.values(), timeout=seconds)
@@ -40,14 +40,12 @@ def ask(
 
 
 def _begin(name: str, question: Callable[[], Any]) -> Future[Any]:
-    future = _under_way[name] = Future()
-    threading.Thread(
-        target=_run, args=(name, question, future), name=f"ask {name}", daemon=True
-    ).start()
+    future = _under_way[question] = Future()
+    threading.Thread(target=_run, args=(question, future), name=f"ask {name}", daemon=True).start()
     return future
 
 
-def _run(name: str, question: Callable[[], Any], future: Future[Any]) -> None:
+def _run(question: Callable[[], Any], future: Future[Any]) -> None:
     answer: Any = None
     failed: Exception | None = None
     try:
@@ -57,7 +55,7 @@ def _run(name: str, question: Callable[[], Any], future: Future[Any]) -> None:
     finally:
         connections.close_all()
         with _lock:
-            del _under_way[name]
+            del _under_way[question]
     if failed is None:
         future.set_result(answer)
     else:

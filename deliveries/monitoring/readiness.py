@@ -6,17 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import redis
 from celery import current_app
-from django.conf import settings
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from deliveries.monitoring.asking import Kept, NoAnswer, ask
 from deliveries.monitoring.sweeps import seconds_since_sweep
-from deliveries.waking.redis_address import RedisAddress
+from deliveries.waking import wakeups
 from subscriptions.conf import conf
 
 # How long an answer is waited for, and how long what was found is told to others, in seconds.
@@ -58,13 +54,7 @@ def _migrations() -> dict[str, Any]:
 
 
 def _redis() -> dict[str, Any]:
-    # A connection of its own: a kept one may be from before a restart of Redis.
-    address = RedisAddress.parse(settings.REDIS_URL)
-    once_more = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
-    with address.client(
-        socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=once_more
-    ) as client:
-        client.ping()
+    wakeups.client().ping()
     return {}
 
 

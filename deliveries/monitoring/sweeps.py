@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import redis
 
-from deliveries.waking.wakeups import redis_outage, waiting_client
+from deliveries.waking.wakeups import client, redis_outage
 
 _KEY = "webhooks:swept"
 _MARK = """
@@ -26,12 +26,12 @@ return tostring(time[1] + time[2] / 1000000 - at)
 def mark_sweep() -> None:
     """Say that a sweep ended now. An unreachable Redis is none of the sweep's business."""
     try:
-        waiting_client().eval(_MARK, 1, _KEY)
+        client().eval(_MARK, 1, _KEY)
     except redis.RedisError as error:
         redis_outage.begin(error)
 
 
 def seconds_since_sweep() -> float | None:
     """Seconds since a sweep ended; None if none ever did. Raises `redis.RedisError`."""
-    found = waiting_client().eval(_SINCE, 1, _KEY)
+    found = client().eval(_SINCE, 1, _KEY)
     return None if found is None else float(found)

@@ -100,11 +100,11 @@ redis_outage = Outage("Redis (wake-ups)")
 broker_outage = Outage("the Celery broker")
 
 
-def _client(timeout: float, retries: int = 0) -> redis.Redis:
+def _client(timeout: float) -> redis.Redis:
     return RedisAddress.parse(settings.REDIS_URL).client(
         socket_timeout=timeout,
         socket_connect_timeout=REDIS_TIMEOUT,
-        retry=Retry(NoBackoff(), retries, supported_errors=(redis.ConnectionError,)),
+        retry=Retry(NoBackoff(), 0),
     )
 
 
@@ -115,9 +115,8 @@ def client() -> redis.Redis:
 
 
 @cache
-def waiting_client() -> redis.Redis:
-    """The client for what may take some seconds; a connection that was lost is opened again."""
-    return _client(WAIT_SECONDS + 2, retries=1)
+def _waiting_client() -> redis.Redis:
+    return _client(WAIT_SECONDS + 2)
 
 
 def keys_of(queue: str) -> list[str]:
@@ -246,7 +245,7 @@ class Listener:
         """
         if wait > 0:
             # One id: the others that came meanwhile are taken by the next call.
-            found: Any = waiting_client().bzpopmin(self._names[0], min(wait, WAIT_SECONDS))
+            found: Any = _waiting_client().bzpopmin(self._names[0], min(wait, WAIT_SECONDS))
             return [] if found is None else [found[1].decode()]
         arguments = [_milliseconds(BELL_SECONDS), min(limit, TAKEN_AT_ONCE)]
         self._rung_at = time.monotonic()

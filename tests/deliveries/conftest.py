@@ -84,7 +84,7 @@ def send(sender: Sender) -> Callable[..., None]:
 
 
 def forget_clients() -> None:
-    for cached in (wakeups.client, wakeups.waiting_client, wakeups._script):
+    for cached in (wakeups.client, wakeups._waiting_client, wakeups._script):
         cached.cache_clear()
 
 

@@ -143,8 +143,8 @@ def test_redis_that_is_away_takes_its_metrics_with_it_and_nothing_else(
     scrape: Scrape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dead = redis.Redis(port=1, socket_connect_timeout=0.2)
-    monkeypatch.setattr(counting, "client", lambda: dead)
-    monkeypatch.setattr(sweeps, "waiting_client", lambda: dead)
+    for module in (counting, sweeps):
+        monkeypatch.setattr(module, "client", lambda: dead)
     page = scrape()
     assert page["webhooks_source_up", ("redis",)] == 0
     assert page["webhooks_source_up", ("tables",)] == 1

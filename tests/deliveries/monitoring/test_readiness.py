@@ -33,8 +33,6 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
     monkeypatch.setattr(readiness, "TIMEOUT", 30.0)
     readiness._kept.forget()
     wakeups.redis_outage.end()
-    # A connection that an earlier test left may be dead.
-    wakeups.waiting_client.cache_clear()
     with empty_redis() as client:
         yield client
     readiness._kept.forget()
@@ -69,8 +67,9 @@ def test_a_sweep_that_is_long_ago_is_missed(
 ) -> None:
     sweeps.mark_sweep()
     monkeypatch.setattr(readiness, "SWEEP_IS_MISSED", -20.0)
-    problem = wrong(checks(client, 503))["sweep"]
-    assert problem.startswith("the last one ended 0 s ago: look at beat")
+    found = wrong(checks(client, 503))
+    problem = found["sweep"]
+    assert problem.startswith("the last one ended 0 s ago: look at beat"), found
 
 
 def test_a_sweep_that_failed_is_none(
@@ -88,7 +87,7 @@ def test_a_sweep_that_failed_is_none(
 
 def test_a_sweep_goes_on_without_redis(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     dead = redis.Redis(port=1, socket_connect_timeout=0.2)
-    monkeypatch.setattr(sweeps, "waiting_client", lambda: dead)
+    monkeypatch.setattr(sweeps, "client", lambda: dead)
     tasks.sweep()
     with pytest.raises(redis.RedisError):
         sweeps.seconds_since_sweep()
@@ -125,6 +124,15 @@ def test_a_question_without_an_answer_is_waited_for_briefly_and_asked_once() -> 
     assert len(asked) == 1
     let_go.set()
     eventually(lambda: ask({"hang": hang}, 1.0)["hang"] == "at last")
+
+
+def test_two_questions_of_one_name_get_an_answer_each() -> None:
+    """`/metrics` and `/readyz` both have one that is called `redis`."""
+    let_go = threading.Event()
+    found = ask({"redis": lambda: let_go.wait(30)}, 0.1)
+    assert isinstance(found["redis"], NoAnswer)
+    assert ask({"redis": lambda: "well"}, 10) == {"redis": "well"}
+    let_go.set()
 
 
 def test_what_is_kept_is_made_once_however_many_ask(at_once: Any) -> None:
