@@ -18,15 +18,14 @@ from subscriptions.conf import conf
 # How many rows a page has.
 BATCH = 2000
 
+# Where PostgreSQL believes a table empty, as it was when it looked last, it may read all of it for
+# each page. A table that is locked against this is being analyzed or vacuumed already.
+_ANALYZE = "ANALYZE (SKIP_LOCKED) {}"
+
 # Of each statement: `page` is read by an index, from where the last page ended; `old` are the
 # rows of it that are changed; the answer is how many were, and where the page ended, or no row if
 # it was empty. (`ANY(ARRAY(…))` and not `IN (…)`: the planner may join a sub-select by reading
 # the whole table.)
-
-# Where PostgreSQL believes a table empty, as it was when it looked last, it may read all of it for
-# each page. Not waited for: whoever has the table locked against this is doing the same, or a
-# vacuum, which does it too.
-_LOOK_AGAIN = "ANALYZE (SKIP_LOCKED) deliveries_delivery, deliveries_event"
 
 # By the index `delivery_held`.
 _EXPIRE_HELD = """
@@ -110,6 +109,7 @@ DELETE FROM deliveries_lane WHERE subscription_id = ANY(ARRAY(
 
 def expire_held() -> int:
     """Discard deliveries held for longer than `hold_days`; returns how many."""
+    _analyze("deliveries_delivery")
     return _page_by_page(
         _EXPIRE_HELD,
         {"after": "00000000-0000-0000-0000-000000000000", "after_id": 0},
@@ -124,6 +124,7 @@ def prune() -> tuple[int, int]:
     Returns the numbers of deliveries and of events removed.
     """
     values = conf()
+    _analyze("deliveries_delivery, deliveries_event")
     deliveries = _page_by_page(
         _PRUNE_DELIVERIES,
         {"after": "-infinity", "after_id": 0},
@@ -140,12 +141,15 @@ def prune() -> tuple[int, int]:
     return deliveries, events
 
 
+def _analyze(tables: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(_ANALYZE.format(tables))
+
+
 def _page_by_page(sql: str, start: Mapping[str, Any], **parameters: Any) -> int:
     """Run `sql` on each page after `start`; returns how many rows were changed."""
     total = 0
     position = start
-    with connection.cursor() as cursor:
-        cursor.execute(_LOOK_AGAIN)
     while True:
         with connection.cursor() as cursor:
             cursor.execute(sql, {**parameters, **position, "batch": BATCH})
