@@ -142,13 +142,15 @@ def _read(cursor: str, fields: list[Any]) -> list[Any]:
             raise ValueError
         return [_value(field, text) for field, text in zip(fields, texts, strict=True)]
     except (crypto.SecretUnreadable, ValueError, TypeError, ValidationError):
-        raise Problem(
-            422,
-            "bad-cursor",
-            "The cursor is not one of this list",
+        raise bad_cursor(
             "Send the next_cursor of the page before as it is, or none for the first page.",
-            errors=[{"parameter": "cursor", "detail": "It is not a next_cursor of this list."}],
+            {"parameter": "cursor", "detail": "It is not a next_cursor of this list."},
         ) from None
+
+
+def bad_cursor(detail: str, error: dict[str, str]) -> Problem:
+    """422 for a cursor that was never given, or was changed; `error` names its place."""
+    return Problem(422, "bad-cursor", "The cursor is not one of this list", detail, errors=[error])
 
 
 def _value(field: Field[Any, Any], text: Any) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from children import Child
 from measuring import p99_of_stretches, percentile, wait_until
 from phase import Measured, Phase
-from place import Place
+from place import Place, Receiver
 from scenarios import OWN, OWN_TOPIC, SHARED, SHARED_TOPIC, STEADY, subscribe, warm_up
-from trial import trial
+from trial import Trial, trial
 
 OTHERS = 100
 # Nine events for the busy subscription on each one for the others.
@@ -41,34 +42,12 @@ def skewed(place: Place, seconds: float, rounds: int) -> Measured:
         others = {"topic": OWN_TOPIC, "first": 1, "count": OTHERS}
         warm_up(bench, receiver, publisher, **others)
         warm_up(bench, receiver, busy, topic=OWN_TOPIC, first=0, count=1)
-        steady: dict[str, Any] = {"events": round(STEADY * seconds / rounds), "rate": STEADY}
-        flood: dict[str, Any] = {"events": round(BUSY_RATE * seconds / rounds), "rate": BUSY_RATE}
-        phases: dict[bool, list[Measured]] = {False: [], True: []}
-        waits: dict[bool, list[float]] = {False: [], True: []}
-        for turn in range(2 * rounds):
-            with_busy = bool(turn % 2)
-            phase = Phase(bench, receiver)
-            if with_busy:
-                phase.tell(
-                    busy, topic=OWN_TOPIC, first=0, count=1, batch=BUSY_BATCH, seed=turn, **flood
-                )
-            phase.publish(publisher, seed=turn, **others, **steady)
-            if with_busy:
-                busy.answer()
-            phases[with_busy].append(phase.measured("skewed"))
-            waits[with_busy] += phase.latencies(range(1, OTHERS + 1))
-        return replace(
-            merged(phases[True]),
-            figures={
-                "others_p99_without": p99_of_stretches(waits[False]),
-                "others_p99_with": p99_of_stretches(waits[True]),
-                "others_p99_of_all_without": percentile(waits[False], 99),
-                "others_p99_of_all_with": percentile(waits[True], 99),
-                "others_p50_without": percentile(waits[False], 50),
-                "others_p50_with": percentile(waits[True], 50),
-                "missing_without": merged(phases[False]).missing,
-            },
-        )
+        flood = {"events": round(BUSY_RATE * seconds / rounds), "rate": BUSY_RATE}
+        flood |= {"topic": OWN_TOPIC, "first": 0, "count": 1, "batch": BUSY_BATCH}
+        return _by_turns(
+            "skewed", "others", bench, receiver, publisher, others, busy, flood,
+            seconds=seconds, rounds=rounds,
+        )  # fmt: skip
 
 
 def tenants(place: Place, seconds: float, rounds: int) -> Measured:
@@ -93,31 +72,49 @@ def tenants(place: Place, seconds: float, rounds: int) -> Measured:
         }
         warm_up(bench, receiver, publisher, **quiet)
         warm_up(bench, receiver, flooding, **flooded)
-        steady: dict[str, Any] = {"events": round(STEADY * seconds / rounds), "rate": STEADY}
-        phases: dict[bool, list[Measured]] = {False: [], True: []}
-        waits: dict[bool, list[float]] = {False: [], True: []}
-        for turn in range(2 * rounds):
-            with_flood = bool(turn % 2)
-            phase = Phase(bench, receiver)
-            if with_flood:
-                phase.tell(flooding, events=FLOOD, batch=FLOOD // 3, seed=turn, **flooded)
-            phase.publish(publisher, seed=turn, **quiet, **steady)
-            if with_flood:
-                flooding.answer()
-            phases[with_flood].append(phase.measured("tenants"))
-            waits[with_flood] += phase.latencies(range(OTHERS))
-        return replace(
-            merged(phases[True]),
-            figures={
-                "quiet_p99_without": p99_of_stretches(waits[False]),
-                "quiet_p99_with": p99_of_stretches(waits[True]),
-                "quiet_p99_of_all_without": percentile(waits[False], 99),
-                "quiet_p99_of_all_with": percentile(waits[True], 99),
-                "quiet_p50_without": percentile(waits[False], 50),
-                "quiet_p50_with": percentile(waits[True], 50),
-                "missing_without": merged(phases[False]).missing,
-            },
-        )
+        flood = {**flooded, "events": FLOOD, "batch": FLOOD // 3}
+        return _by_turns(
+            "tenants", "quiet", bench, receiver, publisher, quiet, flooding, flood,
+            seconds=seconds, rounds=rounds,
+        )  # fmt: skip
+
+
+def _by_turns(
+    name: str, measured: str, bench: Trial, receiver: Receiver, publisher: Child,
+    steadily: dict[str, Any], flooding: Child, flood: dict[str, Any],
+    *, seconds: float, rounds: int,
+) -> Measured:  # fmt: skip
+    """Publish `steadily`, by turns without and with the `flood` beside it.
+
+    The figures are about the subscriptions that are published to steadily, and are called
+    `measured` and what they are.
+    """
+    steady = {"events": round(STEADY * seconds / rounds), "rate": STEADY}
+    phases: dict[bool, list[Measured]] = {False: [], True: []}
+    waits: dict[bool, list[float]] = {False: [], True: []}
+    for turn in range(2 * rounds):
+        flooded = bool(turn % 2)
+        phase = Phase(bench, receiver)
+        if flooded:
+            phase.tell(flooding, seed=turn, **flood)
+        phase.publish(publisher, seed=turn, **steadily, **steady)
+        if flooded:
+            flooding.answer()
+        phases[flooded].append(phase.measured(name))
+        first = steadily["first"]
+        waits[flooded] += phase.latencies(range(first, first + steadily["count"]))
+    return replace(
+        merged(phases[True]),
+        figures={
+            f"{measured}_p99_without": p99_of_stretches(waits[False]),
+            f"{measured}_p99_with": p99_of_stretches(waits[True]),
+            f"{measured}_p99_of_all_without": percentile(waits[False], 99),
+            f"{measured}_p99_of_all_with": percentile(waits[True], 99),
+            f"{measured}_p50_without": percentile(waits[False], 50),
+            f"{measured}_p50_with": percentile(waits[True], 50),
+            "missing_without": merged(phases[False]).missing,
+        },
+    )
 
 
 def slow(place: Place, events: int, seconds: float, rounds: int = 2) -> Measured:

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from api.auth import scope
+from api.pages import bad_cursor
 from api.problems import Problem, invalid, problems
 from api.v1.schemas_subscriptions import (
     Replay,
@@ -222,12 +223,9 @@ def _position(cursor: str | None) -> Position | None:
     try:
         return Position(*signing.loads(cursor, salt=_SALT))
     except signing.BadSignature:
-        raise Problem(
-            422,
-            "bad-cursor",
-            "The cursor is not one of this list",
+        raise bad_cursor(
             "Send the next_cursor of the answer before as it is, or none to begin.",
-            errors=[{"pointer": "/cursor", "detail": "It is not a next_cursor of a replay."}],
+            {"pointer": "/cursor", "detail": "It is not a next_cursor of a replay."},
         ) from None
 
 
