@@ -74,7 +74,7 @@ def count(key_id: int) -> None:
             bucket.unsent += 1
         unsent = bucket.unsent
         is_due = now - bucket.synced_at >= SYNC_SECONDS or unsent * one >= SYNC_SECONDS
-        # The script may refuse the last request that it is told of, so that must be this one.
+        # The script may refuse the last request that it counts, so that must be this one.
         if is_due := is_due and not is_full and not _outage.lasting():
             bucket.unsent, bucket.synced_at = 0, now
     if is_due and (shared := _shared(key_id, unsent, one, capacity)) is not None:

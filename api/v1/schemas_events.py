@@ -13,7 +13,7 @@ from api.v1.moments import Moment
 
 MAX_EVENTS = 1000
 
-# Without an id: whoever tries the example publishes an event of its own.
+# Without an id: each try of the example publishes a new event.
 EVENT: dict[str, Any] = {
     "topic": "order.created",
     "type": "order",

@@ -94,7 +94,7 @@ Headers = Annotated[
     dict[str, str],
     Field(
         description="Headers to add to each request, such as a token that the receiver asks for. "
-        "Whoever may read the subscription reads them.",
+        "Every key that may read the subscription reads them.",
         examples=[{"X-Team": "blue"}],
         json_schema_extra={"maxProperties": MAX_HEADERS},
     ),

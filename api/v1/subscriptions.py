@@ -308,7 +308,7 @@ def require_match(if_match: str | None, tag: str) -> None:
             412,
             "changed-meanwhile",
             "It has been changed since you read it",
-            "The subscription is not as If-Match says. Read it again, and decide anew.",
+            "The subscription is not as If-Match says. Read it again, and decide again.",
             headers={"ETag": tag},
         )
 

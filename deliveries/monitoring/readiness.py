@@ -15,7 +15,7 @@ from deliveries.monitoring.sweeps import seconds_since_sweep
 from deliveries.waking import wakeups
 from subscriptions.conf import conf
 
-# How long an answer is waited for, and how long what was found is told to others, in seconds.
+# How long an answer is waited for, and how long what was found is given to others, in seconds.
 TIMEOUT = 1.8
 KEPT = 1.0
 # A sweep that ended longer ago than this, and two of its intervals, is missed; in seconds.

@@ -25,7 +25,7 @@ def signed_post(
 ) -> requests.PreparedRequest:
     """The signed POST of an event to a receiver; `timestamp` in Unix seconds.
 
-    `tenant` is told to a receiver that gets the events of all tenants, and to no other.
+    `tenant` is shown to a receiver that gets the events of all tenants, and to no other.
     `headers` are the subscription's own; the sender's win. Not by `Request.prepare()`: URL and
     headers were checked when they were saved, and preparing them again costs more than signing.
     """
