@@ -17,6 +17,7 @@ from deliveries.waking.redis_address import RedisAddress
 from subscriptions.conf import WebhookSettings
 from subscriptions.database import VANISHED_SERVER
 from webhooks_project import engines
+from webhooks_project.control_room import CONTROL_ROOM
 from webhooks_project.keys import local_keys
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -90,6 +91,9 @@ SECURE_HSTS_SECONDS = int(_hsts)
 WEBHOOKS = WebhookSettings.from_env()
 
 INSTALLED_APPS = [
+    "unfold",
+    "unfold.contrib.filters",
+    "unfold.contrib.forms",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -117,6 +121,8 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
+
+UNFOLD = CONTROL_ROOM
 
 ROOT_URLCONF = "webhooks_project.urls"
 WSGI_APPLICATION = "webhooks_project.wsgi.application"

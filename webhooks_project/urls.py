@@ -5,10 +5,6 @@ from django.views.generic import RedirectView
 from api.api import api
 from deliveries.views import healthz, metrics, readyz
 
-admin.site.site_header = "Webhooks"
-admin.site.site_title = "Webhooks"
-admin.site.index_title = "Subscriptions and deliveries"
-
 urlpatterns = [
     path("api/", api.urls),
     path("healthz", healthz),

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from django.contrib import admin, messages
+from django.contrib import messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.views.main import ERROR_FLAG
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 
+if TYPE_CHECKING:
+    # unfold's own, which has no types, is one of these.
+    from django.contrib.admin import ModelAdmin
+else:
+    from unfold.admin import ModelAdmin
 
-class CarefulAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not at run time
+
+class CarefulAdmin(ModelAdmin):  # type: ignore[type-arg]  # not at run time
     """An id that no row can have is one that no row has: never an error of the server."""
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: Any = None) -> Any:
