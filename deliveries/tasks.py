@@ -10,11 +10,12 @@ from typing import Any
 from uuid import UUID
 
 from celery import Task, shared_task
-from celery.signals import beat_init, worker_shutdown, worker_shutting_down
+from celery.signals import beat_init, worker_ready, worker_shutdown, worker_shutting_down
 
 from deliveries.keeping.housekeeping import expire_held, prune
 from deliveries.keeping.sweep import sweep as sweep_once
 from deliveries.monitoring.sweeps import mark_sweep
+from deliveries.monitoring.workers import Presence
 from deliveries.sending import pools  # noqa: F401 - connects its signal
 from deliveries.sending.sender import sender
 from deliveries.waking.queues import DELIVER, TASK
@@ -71,6 +72,16 @@ def housekeeping() -> None:
         logger.warning("no housekeeping this time, the database is unreachable: %s", error)
 
 
+_presence: Presence | None = None
+
+
+@worker_ready.connect
+def _say_it_is_there(sender: Any, **_: Any) -> None:
+    """`sender` is the consumer."""
+    global _presence
+    _presence = Presence(sender.hostname, sender.app.amqp.queues.consume_from)
+
+
 @worker_shutting_down.connect
 def _stop_sending(**_: Any) -> None:
     sender().stop()
@@ -78,6 +89,8 @@ def _stop_sending(**_: Any) -> None:
 
 @worker_shutdown.connect
 def _finish_sending(**_: Any) -> None:
+    if _presence is not None:
+        _presence.end()
     if not sender().drain(conf().request_timeout + 2):
         logger.warning("some requests were still in flight when the worker ended")
 

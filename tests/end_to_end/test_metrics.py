@@ -10,6 +10,7 @@ import pytest
 
 from deliveries import NewEvent, publish_many
 from deliveries.models import Attempt, Delivery
+from deliveries.monitoring import workers as worker_marks
 from deliveries.monitoring.counts import ARRIVAL_BOUNDS, ATTEMPT_BOUNDS
 from subscriptions import circuit
 from subscriptions.models import Subscription
@@ -138,3 +139,19 @@ def test_the_metrics_are_those_of_the_tables_after_a_run_with_failures(
     assert scrape()["webhooks_resets_total", ()] == 1
     assert page["webhooks_wake_ups_total", ("deliver",)] >= 5
     eventually(lambda: scrape().get(("webhooks_sweep_lag_seconds", ()), TIMEOUT) < 5, "a sweep")
+
+
+def test_workers_are_seen_with_their_queues_while_they_live(workers: Workers) -> None:
+    def names() -> dict[str, tuple[str, ...]]:
+        return {one.name: one.queues for one in worker_marks.seen()}
+
+    first = workers.worker("deliver")
+    second = workers.worker("recover,maintenance")
+    eventually(
+        lambda: names() == {"w0@test": ("deliver",), "w1@test": ("maintenance", "recover")},
+        "both being seen",
+    )
+    assert {one.pid for one in worker_marks.seen()} == {first.pid, second.pid}
+    os.killpg(first.pid, signal.SIGTERM)
+    first.wait(20)
+    assert list(names()) == ["w1@test"]
