@@ -2,7 +2,8 @@
 
 `publish.publish` and `publish_many` are the only way in. One SQL function matches the topics,
 inserts the events and their deliveries, and names the subscriptions to wake
-(`deliveries_publish`, in the migrations).
+(`deliveries_publish`, in the migrations). `reach.reach` says whom an event would be for,
+and why not others.
 
 May import `body`, `models`, `waking` and `subscriptions`; nothing that sends.
 
