@@ -16,6 +16,7 @@ from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 
 from subscriptions.models import Subscription
+from subscriptions.times import age
 
 
 def chip(text: str, kind: str, title: str = "") -> SafeString:
@@ -55,17 +56,8 @@ def ago(moment: datetime | None) -> SafeString | str:
         '<time datetime="{}" title="{}" class="ago">{}</time>',
         local.isoformat(),
         f"{local:%Y-%m-%d %H:%M:%S %Z}",
-        _age((timezone.now() - moment).total_seconds()),
+        age(moment),
     )
-
-
-def _age(seconds: float) -> str:
-    if seconds < 1:
-        return "just now"
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds // length:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
 
 
 def short(text: str, limit: int = 60) -> SafeString | str:

@@ -24,12 +24,13 @@ from django.core.management.base import (
 from django.db import InterfaceError, OperationalError, ProgrammingError, models
 from psycopg import errors
 from psycopg_pool import PoolTimeout
+from rich.text import Text
 
+from subscriptions.management.tables import WIDTH, Column, Row, table, text_line
 from subscriptions.models import Subscription, find_subscription
 from subscriptions.secrets.signing_secrets import InvalidSecret, parse
 from subscriptions.tenants import InvalidTenant, validate_tenant
 
-WIDTH = 80
 _EXIT_CODES = """exit codes:
   0  done, or already so
   1  could not be done; the reason is on standard error
@@ -68,6 +69,8 @@ class OperatorCommand(BaseCommand):
         )
 
     def execute(self, *args: Any, **options: Any) -> str | None:
+        self._colours = not options["no_color"] and "NO_COLOR" not in os.environ
+        self._force_colours = options["force_color"]
         try:
             result = super().execute(*args, **options)
             self.stdout.flush()
@@ -88,8 +91,34 @@ class OperatorCommand(BaseCommand):
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from error
 
+    def write_table(self, columns: Sequence[Column], rows: Iterable[Row]) -> None:
+        """On a terminal as wide as that is, and coloured; else plain."""
+        self.stdout.write(table(columns, rows, width=self.width, colours=self.colours))
+
+    def write_line(self, text: str | Text) -> None:
+        """One line of it, in its colours; what is too long for the terminal ends with `…`."""
+        self.stdout.write(text_line(text, width=self.width, colours=self.colours))
+
+    @property
+    def width(self) -> int:
+        """Characters in a line of the output: COLUMNS, or the terminal's, or 80."""
+        if (columns := os.environ.get("COLUMNS", "")).isdigit() and int(columns):
+            return int(columns)
+        # A terminal that does not know its size says 0.
+        known = os.get_terminal_size(self.stdout.fileno()).columns if self.stdout.isatty() else 0
+        return known or WIDTH
+
+    @property
+    def colours(self) -> bool:
+        return self._colours and (self._force_colours or self.stdout.isatty())
+
     def write_json(self, value: Any) -> None:
         self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+    def write_json_line(self, value: Any) -> None:
+        """One of many objects: a line, which is there at once."""
+        self.stdout.write(json.dumps(value, ensure_ascii=False, default=_plain))
+        self.stdout.flush()
 
 
 def _plain(value: Any) -> str:
