@@ -19,12 +19,12 @@ from deliveries.keeping.backlog import (
 )
 from deliveries.models import Lane
 from subscriptions.management.base import (
-    WIDTH,
     OperatorCommand,
     add_json_flag,
     add_tenant_flag,
     when,
 )
+from subscriptions.management.tables import WIDTH
 from subscriptions.models import Subscription
 
 # What needs an operator comes first.
