@@ -32,6 +32,8 @@ from django.db import connection
 from django.test import Client
 from django.urls import clear_url_caches, include, path, set_urlconf
 from django.views.debug import ExceptionReporter
+from unfold.admin import ModelAdmin
+from unfold.sites import UnfoldAdminSite
 
 from deliveries import publish
 from deliveries.claiming.claims import claim
@@ -335,8 +337,8 @@ def _read_rows(story: Story) -> None:
         story.rows["deliveries_event, bodies"] = [row[0] for row in cursor.fetchall()]
 
 
-class _Plain(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Every field that a model offers, on Django's own templates."""
+class _Plain(ModelAdmin):  # type: ignore[misc]
+    """Every field that a model offers, on the templates as they come."""
 
     change_form_template = "admin/change_form.html"
     change_list_template = "admin/change_list.html"
@@ -344,7 +346,7 @@ class _Plain(admin.ModelAdmin):  # type: ignore[type-arg]
 
 def _open_pages(story: Story, client: Client) -> None:
     """Every page of the admin; and of one that somebody made without a thought."""
-    naive = admin.AdminSite("naive")
+    naive = UnfoldAdminSite("naive")
     for app in ("subscriptions", "deliveries"):
         for model in apps.get_app_config(app).get_models():
             naive.register(model, _Plain)
