@@ -232,3 +232,47 @@ class Lane(models.Model):
     discard_before = models.DateTimeField(null=True)
     # While failing: the delivery that is tried again first.
     retrying_id = models.BigIntegerField(null=True)
+
+
+class BigIntegers(models.Field):  # type: ignore[type-arg]  # not at run time
+    """An array of numbers; `ArrayField` wants `django.contrib.postgres` from Django 6 on."""
+
+    def db_type(self, connection: Any) -> str:
+        return "bigint[]"
+
+
+class MinuteRollup(models.Model):
+    """What was settled within a minute: deliveries by outcome, histograms; see `rollups`."""
+
+    minute = models.DateTimeField(primary_key=True)
+    succeeded = models.BigIntegerField()
+    failed = models.BigIntegerField()
+    retried = models.BigIntegerField()
+    held = models.BigIntegerField()
+    # Numbers by bucket, in the order of `deliveries/monitoring/buckets.py`.
+    attempt_ms = BigIntegers()
+    arrival_ms = BigIntegers()
+
+
+class HourRollup(models.Model):
+    """The attempts for a subscription within an hour, those that succeeded and the others."""
+
+    pk = models.CompositePrimaryKey("hour", "subscription_id")
+    hour = models.DateTimeField()
+    subscription_id = models.UUIDField()
+    succeeded = models.BigIntegerField()
+    failed = models.BigIntegerField()
+
+    class Meta:
+        indexes: ClassVar = [
+            # Who fails: a success changes nothing in it.
+            models.Index(fields=["hour"], name="hour_with_failures", condition=Q(failed__gt=0)),
+        ]
+
+
+class RollupWriter(models.Model):
+    """A process that writes roll-ups, and how many times it did: what is sent again counts once."""
+
+    id = models.UUIDField(primary_key=True)
+    number = models.BigIntegerField()
+    written_at = models.DateTimeField()

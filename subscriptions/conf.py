@@ -265,6 +265,11 @@ class WebhookSettings:
     keep_failed_days: float = _setting(
         90.0, _seconds(0.0001), "days that failed and discarded deliveries are kept"
     )
+    keep_statistics_days: float = _setting(
+        90.0,
+        _seconds(1, 3660),
+        "days that the hourly numbers of each subscription are kept (those of minutes: 8 days)",
+    )
     api_rate_limit: int = _setting(
         1000,
         _whole(0, 10**6),

@@ -17,6 +17,8 @@ from subscriptions.conf import conf
 
 # How many rows a page has.
 BATCH = 2000
+# How many days the roll-ups of minutes are kept; those of hours are by a setting.
+KEEP_MINUTES_DAYS = 8
 
 # Where PostgreSQL believes a table empty, as it was when it looked last, it may read all of it for
 # each page. A table that is locked against this is being analyzed or vacuumed already.
@@ -106,6 +108,27 @@ DELETE FROM deliveries_lane WHERE subscription_id = ANY(ARRAY(
 ))
 """
 
+# By the primary keys. Each run removes what a run's time made old, after an outage more.
+_PRUNE_ROLLUPS = (
+    """
+DELETE FROM deliveries_minuterollup WHERE minute < now() - %(minutes)s * interval '1 day'
+""",
+    """
+DELETE FROM deliveries_rollupwriter WHERE written_at < now() - interval '1 day'
+""",
+)
+_PRUNE_HOURS = """
+WITH old AS (
+    DELETE FROM deliveries_hourrollup WHERE (hour, subscription_id) IN (
+        SELECT hour, subscription_id FROM deliveries_hourrollup
+        WHERE hour < now() - %(days)s * interval '1 day'
+        ORDER BY hour, subscription_id LIMIT %(batch)s FOR UPDATE SKIP LOCKED
+    )
+    RETURNING 1
+)
+SELECT count(*) FROM old
+"""
+
 
 def expire_held() -> int:
     """Discard deliveries held for longer than `hold_days`; returns how many."""
@@ -138,7 +161,19 @@ def prune() -> tuple[int, int]:
     )
     with connection.cursor() as cursor:
         cursor.execute(_PRUNE_LANES)
+    prune_rollups()
     return deliveries, events
+
+
+def prune_rollups() -> None:
+    """Remove roll-ups past their time: of minutes after 8 days, of hours by the setting."""
+    with connection.cursor() as cursor:
+        for statement in _PRUNE_ROLLUPS:
+            cursor.execute(statement, {"minutes": KEEP_MINUTES_DAYS})
+        while True:
+            cursor.execute(_PRUNE_HOURS, {"days": conf().keep_statistics_days, "batch": BATCH})
+            if cursor.fetchone()[0] < BATCH:
+                return
 
 
 def _analyze(tables: str) -> None:

@@ -2,7 +2,8 @@
 
 `readiness` asks database, Redis, broker, migrations and the sweep. `counts` has what processes
 count themselves, and share in Redis; `tables` has what is read from the tables when somebody asks;
-`metrics` shows both to Prometheus. `asking` asks several things at once, and waits for none.
+`metrics` shows both to Prometheus. `rollups` keeps what processes count, by the minute and by the
+hour, in tables; `workers` has who lives. `asking` asks several things at once, and waits for none.
 
 May import `waking`, `values` and `subscriptions`.
 

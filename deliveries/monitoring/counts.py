@@ -5,11 +5,15 @@ costs a microsecond and no round trip. What is added is added once, also if the 
 lost. While Redis is away the process keeps its counts; one that is killed takes those of the last
 second with it; and a Redis that loses its data begins at nothing, as Prometheus expects of
 counters. What must be exact for ever is in the tables.
+
+Of results the process also keeps the counts of each minute, and of each subscription, for the
+roll-ups (`rollups`).
 """
 
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from bisect import bisect_left
 from collections import Counter
@@ -20,14 +24,12 @@ from typing import Any, NamedTuple
 import redis
 from django.dispatch import receiver
 
+from deliveries.monitoring.buckets import ARRIVAL_BOUNDS, ATTEMPT_BOUNDS, names
+from deliveries.monitoring.rollups import Rollups, rollups
 from deliveries.values import Result
 from deliveries.waking.queues import DELIVER, RECOVER
 from deliveries.waking.wakeups import client, keys_of, redis_outage
 from subscriptions import signals
-
-# Upper bounds of the histograms, in milliseconds; what is longer than the last has `inf`.
-ATTEMPT_BOUNDS = (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000)
-ARRIVAL_BOUNDS = (*ATTEMPT_BOUNDS, 60_000, 300_000, 900_000, 3_600_000)
 
 _SUMS = "webhooks:{counts}:sums"
 # A batch of counts has a name of its own, remembered for as long as it might be sent again.
@@ -42,9 +44,15 @@ end
 class Counts:
     """The counts of this process that are not in the sums yet. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, rollups: Rollups | None = None) -> None:
         self._lock = threading.Lock()
+        self._rollups = rollups
         self._counts: Counter[str] = Counter()
+        # Of the results of one minute (of Unix time), and by subscription: the number of its id.
+        self._minute = 0
+        self._results: Counter[str] = Counter()
+        self._succeeded: Counter[int] = Counter()
+        self._failed: Counter[int] = Counter()
         self._flushing = threading.Lock()
         # What was sent, and may or may not have been added.
         self._sent: tuple[str, Counter[str]] | None = None
@@ -55,10 +63,18 @@ class Counts:
 
     def add_results(self, written: Iterable[tuple[Result, str]]) -> None:
         """Count results that were written down, each with its delivery's new status."""
+        minute = int(time.time()) // 60
         with self._lock:
-            counts = self._counts
+            if minute != self._minute:
+                self._hand_over(minute)
+            counts, succeeded, failed = self._results, self._succeeded, self._failed
             for result, status in written:
                 judged = result.judged
+                number = result.lane.subscription_id.int
+                if status == "succeeded":
+                    succeeded[number] += 1
+                else:
+                    failed[number] += 1
                 counts["delivery " + ("retried" if status == "pending" else status)] += 1
                 counts["attempt " + judged.code] += 1
                 duration = judged.duration_ms
@@ -70,9 +86,23 @@ class Counts:
                     counts[_ARRIVAL_BUCKETS[bisect_left(ARRIVAL_BOUNDS, taken)]] += 1
                     counts["arrival_ms sum"] += taken
 
+    def _hand_over(self, minute: int) -> None:
+        """What follows is of this minute. The lock is held."""
+        if self._results:
+            self._counts.update(self._results)
+            if self._rollups is not None:
+                self._rollups.add(self._minute, self._results, self._succeeded, self._failed)
+            self._results, self._succeeded, self._failed = Counter(), Counter(), Counter()
+        self._minute = minute
+
     def flush(self) -> bool:
-        """Add the counts to the sums; whether none is left. Takes half a second at most."""
+        """Add the counts to the sums; whether none is left. Takes half a second at most.
+
+        Those for the roll-ups are handed over to them, whatever becomes of the others.
+        """
         with self._flushing:
+            with self._lock:
+                self._hand_over(self._minute)
             while not redis_outage.lasting():
                 with self._lock:
                     if self._sent is None:
@@ -92,14 +122,10 @@ class Counts:
         return False
 
 
-def _buckets(name: str, bounds: tuple[int, ...]) -> list[str]:
-    return [f"{name} {bound}" for bound in (*bounds, "inf")]
+_ATTEMPT_BUCKETS = names("attempt_ms", ATTEMPT_BOUNDS)
+_ARRIVAL_BUCKETS = names("arrival_ms", ARRIVAL_BOUNDS)
 
-
-_ATTEMPT_BUCKETS = _buckets("attempt_ms", ATTEMPT_BOUNDS)
-_ARRIVAL_BUCKETS = _buckets("arrival_ms", ARRIVAL_BOUNDS)
-
-counts = Counts()
+counts = Counts(rollups)
 
 
 def _count_now(name: str, number: int) -> None:

@@ -17,7 +17,8 @@ from prometheus_client.core import (
 )
 
 from deliveries.monitoring.asking import Kept, ask
-from deliveries.monitoring.counts import ARRIVAL_BOUNDS, ATTEMPT_BOUNDS, Sums, read_sums
+from deliveries.monitoring.buckets import ARRIVAL_BOUNDS, ATTEMPT_BOUNDS
+from deliveries.monitoring.counts import Sums, read_sums
 from deliveries.monitoring.sweeps import seconds_since_sweep
 from deliveries.monitoring.tables import Tables, read_tables
 

@@ -28,6 +28,7 @@ from deliveries.judging.policy import NO_EVENT, Schedule
 from deliveries.judging.response import Judged, broken, judge_response, unsendable
 from deliveries.monitoring.counts import counts
 from deliveries.progress import Progress
+from deliveries.sending.counting import Counting
 from deliveries.sending.lane import OpenLane
 from deliveries.sending.request import signed_post
 from deliveries.settling.settle import Settled, settle, unsettled
@@ -112,8 +113,7 @@ class Sender:
         )
         self._signals: Stage[Callable[[], None]] = Stage("signals", call_all)
         self._wakes: Stage[UUID] = Stage("wake later", partial(wakeups.wake, recovering=True))
-        # Once a second or so.
-        self._counting: Stage[bool] = Stage("count", self._share_counts, pace=Pace(1.0, 0))
+        self._counting = Counting(self._stopping)
 
     def take(self, subscription_ids: Iterable[UUID], *, recovering: bool) -> None:
         """Send what is due for these subscriptions, and listen for further wake-ups.
@@ -336,7 +336,7 @@ class Sender:
 
     def _settled(self, batch: list[_Settlement], settled: Settled, *, repeated: bool) -> None:
         counts.add_results(settled.written)
-        self._counting.put(True)
+        self._counting.share()
         if settled.locked_results or settled.locked_ends:
             batch = self._set_aside(batch, settled)
         ends = [(item.lane, item.end) for item in batch if item.end is not None]
@@ -422,10 +422,6 @@ class Sender:
                 wakeups.wake(ids, recovering=recovering)
             else:
                 self._claimers[recovering].again(ids)
-
-    def _share_counts(self, _: list[bool]) -> None:
-        if not counts.flush() and not self._stopping.is_set():
-            self._counting.put_later(True, wakeups.OUTAGE_SECONDS)
 
     def _wake_later(self, subscription_id: UUID, seconds: float) -> None:
         self._wakes.put_later(subscription_id, seconds)

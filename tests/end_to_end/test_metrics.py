@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from itertools import accumulate
 
 import pytest
 
 from deliveries import NewEvent, publish_many
 from deliveries.models import Attempt, Delivery
+from deliveries.monitoring import rollups
 from deliveries.monitoring import workers as worker_marks
-from deliveries.monitoring.counts import ARRIVAL_BOUNDS, ATTEMPT_BOUNDS
+from deliveries.monitoring.buckets import ARRIVAL_BOUNDS, ATTEMPT_BOUNDS
+from deliveries.monitoring.rollups import Traffic
 from subscriptions import circuit
 from subscriptions.models import Subscription
 from tests.deliveries.monitoring.conftest import Samples, Scrape, fresh, scrape  # noqa: F401
@@ -49,6 +52,10 @@ def buckets(name: str, page: Samples) -> dict[float, float]:
 def the_same(page: Samples) -> bool:
     """Whether the counters say what the tables say; the rest follows from them."""
     return page["webhooks_attempt_seconds_count", ()] == Attempt.objects.count()
+
+
+def rolled_up() -> Traffic:
+    return rollups.total(rollups.last_minutes(30))
 
 
 def test_the_metrics_are_those_of_the_tables_after_a_run_with_failures(
@@ -122,6 +129,26 @@ def test_the_metrics_are_those_of_the_tables_after_a_run_with_failures(
         *(bound / 1000 for bound in ARRIVAL_BOUNDS),
         float("inf"),
     }
+
+    # The roll-ups say the same: all that was counted, and who it was for.
+    eventually(lambda: rolled_up().attempts == len(durations), "the roll-ups being written")
+    rolled = rolled_up()
+    assert (rolled.succeeded, rolled.failed, rolled.retried, rolled.held) == (
+        succeeded, failed, page["webhooks_deliveries_total", ("retried",)], 0,
+    )  # fmt: skip
+    assert list(accumulate(rolled.attempt_ms)) == [
+        *(sum(one <= bound for one in durations) for bound in ATTEMPT_BOUNDS), len(durations),
+    ]  # fmt: skip
+    assert sum(rolled.arrival_ms) == EVENTS
+    for subscription in lanes.values():
+        made = Counter(
+            Attempt.objects.filter(delivery__subscription=subscription).values_list(
+                "outcome", flat=True
+            )
+        )
+        hours = rollups.hourly([subscription.pk], 2)[subscription.pk]
+        assert sum(succeeded for _, succeeded, _ in hours) == made["success"]
+        assert sum(failed for _, _, failed in hours) == made.total() - made["success"]
 
     states = Counter(one.state for one in Subscription.objects.all())
     assert (
