@@ -25,7 +25,7 @@ up: venv ## Start database, broker, web, workers and beat; Ctrl-C ends it
 	@$(BIN)/python manage.py up $(ARGS)
 
 test: venv ## Run all tests. ARGS="-k circuit" picks some
-	@$(BIN)/python -m pytest -n auto --maxschedchunk 1 $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 test-faults: venv ## Break every part for real; ARGS="-k broker" picks some
 	@$(BIN)/python -m pytest -n 2 --maxschedchunk 1 --ds=tests.faults.settings tests/faults --report docs/reliability.md $(ARGS)

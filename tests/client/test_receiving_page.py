@@ -43,7 +43,10 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], l
     return of
 
 
-@pytest.fixture(params=LANGUAGES)
+# By one process of the tests: Go compiles its own library for half a minute, once.
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in LANGUAGES]
+)
 def start(request: Any, commands: Callable[[str, str], list[str]], tmp_path: Path) -> Start:
     """Start a language's program with these secrets: `with start("whsec_…") as program`."""
 

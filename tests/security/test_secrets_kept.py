@@ -26,7 +26,7 @@ from tests.security.story import (
 )
 
 # Makes sure that there is a database for tests; the story commits its rows itself.
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.xdist_group("story")]
 
 EVERYTHING = (*SECRETS, *CREDENTIALS)
 
