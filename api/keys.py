@@ -18,13 +18,14 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any, TypeVar
 
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import Model, QuerySet
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from api.models import ApiKey
 from api.problems import Problem
+from subscriptions import audit
 from subscriptions.database import DATABASE_ERRORS, prepared_cursor
 
 _LETTERS = string.ascii_letters + string.digits
@@ -107,7 +108,12 @@ def give_secret(key: ApiKey) -> str:
 
 def revoke(keys: QuerySet[ApiKey]) -> int:
     """Revoke those that are not yet; how many. From then on every process refuses them."""
-    return keys.filter(revoked_at=None).update(revoked_at=timezone.now())
+    with transaction.atomic():
+        # Locked, so that two who revoke the same key at once are one.
+        live = list(keys.filter(revoked_at=None).order_by("pk").select_for_update(no_key=True))
+        ApiKey.objects.filter(pk__in=[key.pk for key in live]).update(revoked_at=timezone.now())
+        audit.record("key_revoked", [key.audited() for key in live])
+    return len(live)
 
 
 # One index is read, for each request: a key that was revoked is refused at once, by every process.

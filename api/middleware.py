@@ -15,6 +15,7 @@ from django.urls import Resolver404, ResolverMatch, get_urlconf, resolve
 
 from api import problems
 from api.problems import Problem
+from subscriptions import audit
 
 PREFIX = "/api/"
 
@@ -29,7 +30,8 @@ class AnswerApi:
         if not f"{request.path_info}/".startswith(PREFIX):
             return self._get_response(request)
         try:
-            response = _answer(request)
+            with audit.acting(lambda: _key_name(request), "api"):
+                response = _answer(request)
         except Exception as error:
             response = problems.from_exception(error).response()
         response.setdefault("Cache-Control", "no-store")
@@ -38,6 +40,12 @@ class AnswerApi:
         # What a program got wrong is not for the log of the server, where Django would write it.
         response._has_been_logged = True  # type: ignore[attr-defined]
         return response
+
+
+def _key_name(request: HttpRequest) -> str:
+    """Who acts, for the audit."""
+    caller = getattr(request, "auth", None)
+    return str(caller.name) if caller is not None else ""
 
 
 @lru_cache(maxsize=1000)

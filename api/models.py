@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.core.exceptions import ValidationError
-from django.db import models
+from django.db import models, transaction
 from django.db.models import Q
+from django.db.models.signals import pre_delete
+from django.dispatch import receiver
 from django.utils import timezone
 
+from subscriptions import audit
 from subscriptions.tenants import MAX_LENGTH as MAX_TENANT_LENGTH
 from subscriptions.validators import validate_name, validate_tenant_name
 
@@ -72,6 +75,18 @@ class ApiKey(models.Model):
             ),
         ]
 
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        is_new = self._state.adding
+        with transaction.atomic():
+            super().save(*args, **kwargs)
+            if is_new:
+                audit.record("key_created", [self.audited()])
+
+    def audited(self) -> audit.Entry:
+        """What the audit says of the key."""
+        detail = {"name": str(self), "scopes": self.scopes, "bound_to": self.bound_to}
+        return audit.Entry(detail=detail, tenant=self.tenant)
+
     def __str__(self) -> str:
         return f"{self.name} (whk_{self.prefix}…)"
 
@@ -90,3 +105,10 @@ class ApiKey(models.Model):
         if self.expires_at is not None and self.expires_at <= timezone.now():
             return "expired"
         return "live"
+
+
+@receiver(pre_delete, sender=ApiKey)
+def _record_deletion(instance: ApiKey, **_: Any) -> None:
+    """A live key that is deleted ends as one that is revoked."""
+    if instance.state == "live":
+        audit.record("key_revoked", [instance.audited()])

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 from django.db import models, transaction
 from django.db.models.expressions import RawSQL
 
-from subscriptions import circuit
+from subscriptions import audit, circuit
 from subscriptions.topics.fields import check_patterns
 from subscriptions.topics.rules import candidates
 
@@ -34,6 +34,9 @@ FIXED = {
     "all_tenants": "Whether a subscription is for all tenants is decided when it is made; make a "
     "new one, and delete this.",
 }
+
+# Fields of a subscription whose change is in the audit. (`enabled`: the circuit writes it there.)
+AUDITED = ("name", "url", "topic_patterns", "headers", "max_in_flight", "recovery")
 
 
 def refuse_fixed(fields: Collection[str]) -> None:
@@ -88,7 +91,8 @@ class CircuitQuerySet(models.QuerySet[Row]):
                 f"{' and '.join(sorted(owned))} cannot be updated: the circuit alone writes it. "
                 "update(enabled=True) resets circuits, update(enabled=False) pauses."
             )
-        if not {"enabled", "url", "recovery"} & values.keys():
+        audited = [name for name in AUDITED if name in values]
+        if not audited and "enabled" not in values:
             return super().update(**values)
         enabled = values.pop("enabled", None)
         if not isinstance(enabled, bool | None):
@@ -104,7 +108,10 @@ class CircuitQuerySet(models.QuerySet[Row]):
             if enabled is False:
                 circuit.pause_active(ids)
             if values:
-                everything.filter(pk__in=ids).update(**values)
+                rows = everything.filter(pk__in=ids)
+                old = _values(rows, audited)
+                rows.update(**values)
+                audit.record("changed", _changed(old, _values(rows, audited)))
             if "url" in values:
                 circuit.begin_epoch(ids, new_receiver=True)
             if "recovery" in values:
@@ -123,3 +130,12 @@ class CircuitQuerySet(models.QuerySet[Row]):
             for row in objs:
                 check_patterns(row.topic_patterns)
         return super().bulk_update(objs, fields, *args, **kwargs)
+
+
+def _values(rows: models.QuerySet[Any], names: list[str]) -> dict[Any, dict[str, Any]]:
+    return {row.pop("pk"): row for row in rows.values("pk", *names)} if names else {}
+
+
+def _changed(old: dict[Any, dict[str, Any]], new: dict[Any, dict[str, Any]]) -> list[audit.Entry]:
+    changes = ((key, audit.changes(old[key], values)) for key, values in new.items() if key in old)
+    return [audit.Entry(key, {"fields": change}) for key, change in changes if change]

@@ -7,8 +7,13 @@ signal sends none: what must not be missed belongs in the tables.
 
 `fuse_blown` and `fuse_reset` (`sender=None`) say that circuits stopped, and go on, tripping.
 
-The last five are the project's own and run inside the transaction that makes the change, so
-that deliveries follow their subscription's state or neither changes.
+`notice` says what people should hear of: `sender=AuditEntry`, `entry` (an `AuditEntry`) and `kind`
+(`tripped`, `recovered`, `degraded`, `still_tripped`, `held_expiring` or `fuse_blown`). It is sent
+after the commit by the task that tells notices, and again if that dies in that moment: none is
+lost.
+
+The others are the project's own and run inside the transaction that makes the change, so that
+deliveries follow their subscription's state or neither changes.
 """
 
 import operator
@@ -23,6 +28,7 @@ circuit_tripped = Signal()
 circuit_reset = Signal()
 fuse_blown = Signal()
 fuse_reset = Signal()
+notice = Signal()
 fuse_mended = fuse_reset  # its name in earlier documentation
 
 # Arguments: subscription_ids (a list of UUIDs); enabling also has tripped_ids, those of them that
@@ -33,6 +39,8 @@ subscriptions_enabled = Signal()
 subscriptions_repointed = Signal()
 # Sent for active subscriptions; the receiver returns the ids of those whose backoff it ended.
 backoff_reset = Signal()
+# Argument: entry_ids, of entries of the audit that are to be told.
+notices_recorded = Signal()
 
 # The announcer: what sends the signals. A worker's settle stage hands them to a thread of their
 # own: a receiver of the signal that writes an e-mail must not hold up all results, nor use

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from django.db import connection
+from django.db import connection, transaction
 
 from deliveries.holding import DISCARDED_BY_OPERATOR
+from subscriptions import audit
 
 # Deliveries are locked in the order of their ids, as by a replay. Nothing else is locked: what a
 # release or a settlement finds discarded it leaves so.
@@ -18,7 +19,7 @@ WHERE status IN ('pending', 'held') AND id = ANY(ARRAY(
     WHERE id = ANY(%(ids)s::bigint[]) AND status IN ('pending', 'held')
     ORDER BY id FOR UPDATE
 ))
-RETURNING id
+RETURNING id, subscription_id
 """
 
 
@@ -28,6 +29,8 @@ def discard(delivery_ids: Sequence[int]) -> set[int]:
     Others are left as they are. A request that is in flight may still succeed; then the delivery
     has succeeded. What was discarded can be replayed.
     """
-    with connection.cursor() as cursor:
+    with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_DISCARD, {"ids": list(delivery_ids), "reason": DISCARDED_BY_OPERATOR})
-        return {row[0] for row in cursor.fetchall()}
+        rows = cursor.fetchall()
+        audit.record("discarded", audit.of_deliveries(rows))
+    return {row[0] for row in rows}

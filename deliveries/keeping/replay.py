@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from hashlib import sha256
 from typing import NamedTuple
 from uuid import UUID
 
@@ -15,6 +17,7 @@ from django.db.models import Max, QuerySet
 from deliveries.keeping.moments import within
 from deliveries.models import Delivery, Event
 from deliveries.waking.wakeups import wake
+from subscriptions import audit
 from subscriptions.models import Subscription
 
 BATCH = 1000
@@ -58,13 +61,17 @@ RETURNING d.id, d.subscription_id, again.enabled
 """
 
 
-def replay(delivery_ids: Sequence[int]) -> tuple[Replayed, set[int]]:
+def replay(
+    delivery_ids: Sequence[int], chosen_by: audit.Entry | None = None
+) -> tuple[Replayed, set[int]]:
     """Send finished deliveries again; returns the numbers, and the ids of what was changed.
 
     Retries start again at none, attempts go on counting. Deliveries of a tripped or paused
     subscription are held, and go out when it is active again. Left as they are: those that are
     pending or held already, those of a deleted subscription, and those with another tenant's event,
     if their subscription is not for all tenants any more.
+
+    `chosen_by`: what the audit says of a replay of which these are a part.
 
     One transaction; workers are woken after it.
     """
@@ -74,6 +81,11 @@ def replay(delivery_ids: Sequence[int]) -> tuple[Replayed, set[int]]:
             {"ids": list(delivery_ids), "finished": list(FINISHED)},
         )
         rows = cursor.fetchall()
+        if chosen_by is None:
+            audit.record("resent", audit.of_deliveries((row[0], row[1]) for row in rows))
+        elif rows:
+            counted = {**chosen_by.detail, "count": len(rows)}
+            audit.record("replayed", [replace(chosen_by, detail=counted)], adds_up=True)
         woken: list[UUID] = list(dict.fromkeys(row[1] for row in rows if row[2]))
         if woken:
             transaction.on_commit(partial(wake, woken))
@@ -113,6 +125,19 @@ class Chosen:
             chosen = chosen.filter(event__topic=self.topic)
         return chosen
 
+    def audited(self, newest: int) -> audit.Entry:
+        """The one entry of the audit for all batches of this replay, which began at `newest`."""
+        detail = {
+            "status": sorted(set(self.statuses)),
+            "since": self.since and self.since.isoformat(),
+            "until": self.until and self.until.isoformat(),
+            "topic": self.topic,
+        }
+        choice = json.dumps([str(self.subscription.pk), newest, detail, *audit.who_acts()])
+        return audit.Entry(
+            self.subscription.pk, detail, f"replayed:{sha256(choice.encode()).hexdigest()}"
+        )
+
 
 class Position(NamedTuple):
     """How far a replay has come: `newest` is the last delivery there was when it began."""
@@ -134,6 +159,7 @@ def replay_some(
     if position is None:
         newest = Delivery.objects.aggregate(newest=Max("id"))["newest"] or 0
         position = Position(newest, "", 0)
+    entry = chosen.audited(position.newest)
     total = Replayed()
     # A status at a time: the index is in the order of ids within each status.
     for status in sorted(set(chosen.statuses)):
@@ -149,7 +175,7 @@ def replay_some(
             batch = list(rows.filter(id__gt=last).values_list("id", "event_id")[:BATCH])
             full = len(batch) == BATCH
             if batch:
-                replayed, _ = replay(_of_topic(batch, chosen.topic))
+                replayed, _ = replay(_of_topic(batch, chosen.topic), entry)
                 total = Replayed(total.pending + replayed.pending, total.held + replayed.held)
                 last = batch[-1][0]
                 batches -= 1

@@ -1,7 +1,8 @@
 """Test events: one signed request to a subscription, at once, to see what its receiver says.
 
-Nothing is recorded: no event, no delivery, no attempt. The circuit neither counts it nor stops
-it, so that a paused or tripped subscription can be tried before it is made active again.
+Nothing is recorded but an entry of the audit: no event, no delivery, no attempt. The circuit
+neither counts it nor stops it, so that a paused or tripped subscription can be tried before it is
+made active again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from django.views.decorators.debug import sensitive_variables
 from deliveries.body import build_body
 from deliveries.judging.response import broken, judge_response
 from deliveries.sending.request import signed_post
-from deliveries.transport import Exchange, transport
+from deliveries.transport import Exchange, text_for_operators, transport
+from subscriptions import audit
 from subscriptions.conf import conf
 from subscriptions.ids import uuid7
 from subscriptions.models import Subscription
@@ -79,7 +81,19 @@ def send_tests(subscriptions: Sequence[Subscription], *, topic: str = TEST_TOPIC
         connection.close()
     for test in waiting:
         test.begin()
-    return [test.wait() for test in waiting]
+    results = [test.wait() for test in waiting]
+    audit.record(
+        "tested",
+        [
+            audit.Entry(subscription.pk, {"topic": topic, "answer": _harmless(str(tested))})
+            for subscription, tested in zip(subscriptions, results, strict=True)
+        ],
+    )
+    return results
+
+
+def _harmless(text: str) -> str:
+    return text_for_operators(text.encode(errors="replace"))
 
 
 class _Test:

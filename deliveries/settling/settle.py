@@ -153,7 +153,7 @@ def _settle_plain(
     if recovered_at is not None:
         # By another thread: a process that trips a circuit holds the lock on the fuse's row, and
         # the successes are written already.
-        signals.hand_over(partial(fuse.reset, recovered_at))
+        signals.hand_over(partial(fuse.reset, recovered_at, answered=True))
     return settled
 
 
@@ -234,6 +234,8 @@ def _count_for_circuits(results: Sequence[Result]) -> set[UUID]:
             failed=bool(failed),
             network=_by_network(failed),
             answered=any(result.judged.status_code is not None for result in batch),
+            status_code=failed[-1].judged.status_code if failed else None,
+            snippet=failed[-1].judged.response_body if failed else "",
         )
     return set(circuit.record(list(reports.values())))
 

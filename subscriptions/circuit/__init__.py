@@ -4,9 +4,10 @@
 which any number of workers agree. `fuse` stops circuits from tripping when too many fail at
 once.
 
-May import `subscriptions.conf`, `database` and `signals`; never the models, which stand above and
-use it. So it takes ids and gives back ids, and says what it changed by the signals of the project's
-own; `subscriptions.announce` makes log lines and public signals of them.
+May import `subscriptions.conf`, `audit`, `database` and `signals`; never the models, which stand
+above and use it. So it takes ids and gives back ids, writes what it changed into the audit, and
+says it by the signals of the project's own; `subscriptions.announce` makes log lines and public
+signals of them.
 
 Promises: each change is made once, however many processes ask for it at the same time; results of
 requests of an older epoch change nothing; rows of `subscriptions_subscription` are locked in the

@@ -17,9 +17,9 @@ import logging
 from datetime import datetime
 from functools import partial
 
-from django.db import connection
+from django.db import connection, transaction
 
-from subscriptions import signals
+from subscriptions import audit, signals
 from subscriptions.circuit.rules import allowed_trips
 from subscriptions.conf import conf
 
@@ -56,7 +56,7 @@ def holds(tripping: int) -> bool:
         cursor.execute(_LOCK, {"window": values.fuse_window})
         blown_at, reset_at, outlived = cursor.fetchone()
         if outlived:
-            reset()
+            reset(answered=True)
             cursor.execute(_LOCK, {"window": values.fuse_window})
             blown_at, reset_at, _ = cursor.fetchone()
         if blown_at is not None:
@@ -68,26 +68,33 @@ def holds(tripping: int) -> bool:
         if recent + tripping <= limit:
             return True
         cursor.execute("UPDATE subscriptions_tripfuse SET blown_at = now() WHERE id = 1")
+    detail = {
+        "tripping": recent + tripping,
+        "active": active + recent,
+        "window_seconds": values.fuse_window,
+    }
+    audit.record("fuse_blown", [audit.Entry(detail=detail)], by_system=True, notify=True)
     signals.after_commit(
         partial(_announce_blown, recent + tripping, active + recent, values.fuse_window)
     )
     return False
 
 
-def reset(at: datetime | None = None) -> None:
+def reset(at: datetime | None = None, *, answered: bool = False) -> None:
     """Let circuits trip again; the count of trips starts from 0. Does nothing if it is not blown.
 
-    `at`: when the answer came that says so, if not now. A fuse that blew after stays blown.
+    `answered`: an answer of a receiver says so, and no operator. `at`: when it came, if not now. A
+    fuse that blew after stays blown.
     """
-    with connection.cursor() as cursor:
+    with transaction.atomic(savepoint=False), connection.cursor() as cursor:
         cursor.execute(
             "UPDATE subscriptions_tripfuse SET blown_at = NULL, reset_at = now() "
             "WHERE id = 1 AND blown_at <= coalesce(%s::timestamptz, clock_timestamp())",
             [at],
         )
-        was_blown = bool(cursor.rowcount)
-    if was_blown:
-        signals.after_commit(_announce_reset)
+        if cursor.rowcount:
+            audit.record("fuse_reset", by_system=answered)
+            signals.after_commit(_announce_reset)
 
 
 def blown() -> bool:

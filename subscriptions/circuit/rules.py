@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ class Report:
 
     `failed`: whether one of them failed, with `error`. `network`: whether these failures may be
     our own network's (no connection, a timeout, no address), so that they count for the fuse.
-    `answered`: whether an HTTP answer came to any of them, whatever its status.
+    `answered`: whether an HTTP answer came to any of them, whatever its status. `status_code` and
+    `snippet`: the status and the beginning of the last failure's answer, for people to read.
     """
 
     subscription_id: uuid.UUID
@@ -61,6 +63,16 @@ class Report:
     failed: bool = False
     network: bool = False
     answered: bool = False
+    status_code: int | None = None
+    snippet: str = ""
+
+
+def degraded_at(threshold: int) -> int:
+    """The number of failures in a row that is worth a notice before the circuit trips.
+
+    Three of five. With a threshold of one or two it is the trip itself.
+    """
+    return math.ceil(0.6 * threshold)
 
 
 def allowed_trips(active: int, at_least: int, share: float) -> float:

@@ -8,15 +8,18 @@ before any lane and any delivery.
 from __future__ import annotations
 
 import logging
+import time
 import uuid
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from django.db import connection, transaction
 
-from subscriptions import signals
+from subscriptions import audit, signals
+from subscriptions.audit import Entry
 from subscriptions.circuit import fuse
-from subscriptions.circuit.rules import Report, Tally
+from subscriptions.circuit.rules import Report, Tally, degraded_at
 from subscriptions.conf import conf
 from subscriptions.database import prepared_cursor
 
@@ -31,6 +34,7 @@ logger = logging.getLogger(__name__)
 # database would do.
 #
 # `reached`: an HTTP answer of a receiver whose failures may have been our own network's.
+# `degrades`: the failures in a row have just become as many as are worth a notice.
 _COUNT = """
 WITH report AS MATERIALIZED (
     SELECT * FROM unnest(
@@ -40,7 +44,8 @@ WITH report AS MATERIALIZED (
     ) AS r (id, epoch, before, peak, after, succeeded, gone, failed, network, answered, error)
 ),
 locked AS MATERIALIZED (
-    SELECT r.*, s.failing_by_network AND (r.succeeded OR r.answered) AS reached,
+    SELECT r.*, s.consecutive_failures AS counted,
+        s.failing_by_network AND (r.succeeded OR r.answered) AS reached,
         r.gone OR (r.before > 0 AND s.consecutive_failures + r.before >= %(threshold)s)
             OR r.peak >= %(threshold)s AS trips
     FROM subscriptions_subscription s JOIN report r ON r.id = s.id
@@ -53,6 +58,8 @@ locked AS MATERIALIZED (
 UPDATE subscriptions_subscription s SET
     consecutive_failures = CASE WHEN r.succeeded THEN r.after
         ELSE s.consecutive_failures + r.after END,
+    failing_since = CASE WHEN r.after > 0 AND (r.succeeded OR s.consecutive_failures = 0)
+        THEN now() ELSE s.failing_since END,
     last_success_at = CASE WHEN r.succeeded THEN now() ELSE s.last_success_at END,
     last_failure_at = CASE WHEN r.failed THEN now() ELSE s.last_failure_at END,
     last_error = CASE WHEN r.failed THEN r.error WHEN r.succeeded THEN '' ELSE s.last_error END,
@@ -60,7 +67,10 @@ UPDATE subscriptions_subscription s SET
         WHEN r.succeeded OR r.answered THEN false ELSE s.failing_by_network END,
     updated_at = now()
 FROM locked r WHERE s.id = r.id AND s.enabled AND s.circuit_epoch = r.epoch
-RETURNING s.id, r.trips, r.network AND NOT r.gone, r.reached
+RETURNING s.id, r.trips, r.network AND NOT r.gone, r.reached,
+    NOT r.trips AND (r.succeeded OR r.counted < %(degraded_at)s)
+        AND s.consecutive_failures >= %(degraded_at)s,
+    s.consecutive_failures, s.failing_since
 """
 
 # The rows are locked since `_COUNT`; the WHERE clause lets one process win.
@@ -71,7 +81,7 @@ UPDATE subscriptions_subscription SET
     next_probe_at = CASE WHEN recovery = 'automatic'
         THEN now() + %(probe_first)s * interval '1 second' END
 WHERE id = ANY(%(ids)s::uuid[]) AND enabled AND auto_disabled_at IS NULL
-RETURNING id
+RETURNING id, auto_disabled_at
 """
 
 
@@ -102,26 +112,74 @@ def record(reports: Sequence[Report]) -> list[uuid.UUID]:
                 "answered": [report.answered for report in reports],
                 "errors": [report.error for report in reports],
                 "threshold": values.circuit_threshold,
+                "degraded_at": degraded_at(values.circuit_threshold),
             },
         )
-        rows = cursor.fetchall()
-        if any(reached for *_, reached in rows):
-            fuse.reset()
-        tripping = [key for key, trips, network, _ in rows if trips and not network]
-        unreached = [key for key, trips, network, _ in rows if trips and network]
+        counted = [_Counted(*row) for row in cursor.fetchall()]
+        if any(one.reached for one in counted):
+            fuse.reset(answered=True)
+        tripping = [one.id for one in counted if one.trips and not one.by_network]
+        unreached = [one.id for one in counted if one.trips and one.by_network]
         if unreached and fuse.holds(len(unreached)):
             tripping += unreached
-        if not tripping:
-            return []
-        cursor.execute(_TRIP, {"ids": tripping, "probe_first": values.probe_first})
-        tripped = [row[0] for row in cursor.fetchall()]
-    signals.subscriptions_tripped.send(sender=None, subscription_ids=tripped)
-    return tripped
+        tripped: dict[uuid.UUID, datetime] = {}
+        if tripping:
+            cursor.execute(_TRIP, {"ids": tripping, "probe_first": values.probe_first})
+            tripped = dict(cursor.fetchall())
+    _write_entries(reports, counted, tripped)
+    if tripped:
+        signals.subscriptions_tripped.send(sender=None, subscription_ids=list(tripped))
+    return list(tripped)
+
+
+class _Counted(NamedTuple):
+    """What `_COUNT` returns."""
+
+    id: uuid.UUID
+    trips: bool
+    by_network: bool
+    reached: bool
+    degrades: bool
+    failures: int
+    failing_since: datetime | None
+
+
+# A receiver that fails and succeeds by turns shows its first sign again and again.
+DEGRADED_AT_MOST_EVERY = 3600
+
+
+def _write_entries(
+    reports: Sequence[Report],
+    counted: Sequence[_Counted],
+    tripped: Mapping[uuid.UUID, datetime],
+) -> None:
+    by_id = {report.subscription_id: report for report in reports}
+    threshold = conf().circuit_threshold
+
+    def entry(one: _Counted, key: object) -> Entry:
+        report = by_id[one.id]
+        detail = {
+            "error": report.error,
+            "status_code": report.status_code,
+            "snippet": report.snippet,
+            "failures": one.failures,
+            "threshold": threshold,
+            "first_failure_at": one.failing_since and one.failing_since.isoformat(),
+        }
+        return Entry(one.id, detail, f"{one.id}:{key}")
+
+    trips = [
+        entry(one, f"tripped:{tripped[one.id].isoformat()}") for one in counted if one.id in tripped
+    ]
+    audit.record("tripped", trips, by_system=True, notify=True)
+    hour = int(time.time() // DEGRADED_AT_MOST_EVERY)
+    degraded = [entry(one, f"degraded:{hour}") for one in counted if one.degrades]
+    audit.record("degraded", degraded, by_system=True, notify=True)
 
 
 _RESET = """
 WITH disabled AS MATERIALIZED (
-    SELECT id, auto_disabled_at IS NOT NULL AS tripped, failing_by_network
+    SELECT id, auto_disabled_at AS tripped_at, failing_by_network
     FROM subscriptions_subscription
     WHERE id = ANY(%(ids)s::uuid[]) AND NOT enabled
         AND (
@@ -137,7 +195,7 @@ UPDATE subscriptions_subscription s SET
     last_success_at = CASE WHEN %(epoch)s::bigint IS NULL THEN last_success_at ELSE now() END,
     updated_at = now()
 FROM disabled WHERE s.id = disabled.id AND NOT s.enabled
-RETURNING s.id, disabled.tripped, disabled.failing_by_network
+RETURNING s.id, disabled.tripped_at, disabled.failing_by_network
 """
 
 
@@ -156,14 +214,26 @@ def reset(
         cursor.execute(_RESET, {"ids": ids, "epoch": epoch})
         rows = cursor.fetchall()
         enabled = [row[0] for row in rows]
+        tripped = {key: tripped_at for key, tripped_at, _ in rows if tripped_at is not None}
         # A probe's success is an answer. An operator's reset says nothing of our network.
         if epoch is not None and any(by_network for _, _, by_network in rows):
-            fuse.reset()
+            fuse.reset(answered=True)
+        held = {"held": "discarded" if discard_held else "sent"}
+        audit.record(
+            "reset" if epoch is None else "recovered",
+            [
+                Entry(key, {**held, "tripped_at": tripped_at.isoformat()})
+                for key, tripped_at in tripped.items()
+            ],
+            by_system=epoch is not None,
+            notify=True,
+        )
+        audit.record("resumed", [key for key in enabled if key not in tripped], detail=held)
         if enabled:
             signals.subscriptions_enabled.send(
                 sender=None,
                 subscription_ids=enabled,
-                tripped_ids=[row[0] for row in rows if row[1]],
+                tripped_ids=list(tripped),
                 discard_held=discard_held,
             )
         if epoch is None:
@@ -192,12 +262,13 @@ def reset_backoff(subscription_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
         backing_off = sorted({key for _, ids in answers for key in ids})
         if backing_off:
             begin_epoch(backing_off)
+            audit.record("reset", backing_off, detail={"backoff": "ended"})
     return backing_off
 
 
 _PAUSE = """
 WITH locked AS MATERIALIZED (
-    SELECT id, enabled FROM subscriptions_subscription
+    SELECT id, auto_disabled_at FROM subscriptions_subscription
     WHERE id = ANY(%(ids)s::uuid[])
         AND (enabled OR (%(tripped_too)s AND auto_disabled_at IS NOT NULL))
     ORDER BY id FOR NO KEY UPDATE
@@ -206,7 +277,7 @@ UPDATE subscriptions_subscription s SET
     enabled = false, auto_disabled_at = NULL, probe_count = 0, next_probe_at = NULL,
     updated_at = now()
 FROM locked WHERE s.id = locked.id
-RETURNING s.id
+RETURNING s.id, locked.auto_disabled_at
 """
 
 
@@ -227,7 +298,15 @@ def pause_active(subscription_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
 def _pause(subscription_ids: Iterable[uuid.UUID], *, tripped_too: bool) -> list[uuid.UUID]:
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_PAUSE, {"ids": list(subscription_ids), "tripped_too": tripped_too})
-        paused = [row[0] for row in cursor.fetchall()]
+        rows = cursor.fetchall()
+        paused = [key for key, _ in rows]
+        audit.record(
+            "paused",
+            [
+                Entry(key, {"tripped_at": tripped_at.isoformat()} if tripped_at else {})
+                for key, tripped_at in rows
+            ],
+        )
         if paused:
             signals.subscriptions_stopped.send(sender=None, subscription_ids=paused)
     return paused
@@ -299,7 +378,7 @@ def record_failed_probe(
     if found is None:
         return
     if found[0] and answered:
-        fuse.reset()
+        fuse.reset(answered=True)
     logger.info(
         "A probe of subscription %s failed; it stays tripped: %s",
         subscription_id,

@@ -26,6 +26,7 @@ from psycopg import errors
 from psycopg_pool import PoolTimeout
 from rich.text import Text
 
+from subscriptions import audit
 from subscriptions.management.tables import WIDTH, Column, Row, table, text_line
 from subscriptions.models import Subscription, find_subscription
 from subscriptions.secrets.signing_secrets import InvalidSecret, parse
@@ -72,7 +73,8 @@ class OperatorCommand(BaseCommand):
         self._colours = not options["no_color"] and "NO_COLOR" not in os.environ
         self._force_colours = options["force_color"]
         try:
-            result = super().execute(*args, **options)
+            with audit.acting(audit.system_user, "command"):
+                result = super().execute(*args, **options)
             self.stdout.flush()
             return result
         except BrokenPipeError:

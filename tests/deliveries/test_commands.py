@@ -367,13 +367,13 @@ def test_a_large_replay_reads_a_batch_when_it_is_its_turn(
     *_, last = finish()
     batches: list[Sequence[int]] = []
 
-    def replay_while_others_do(ids: Sequence[int]) -> Any:
+    def replay_while_others_do(ids: Sequence[int], *entry: Any) -> Any:
         batches.append(ids)
         if len(batches) == 1:
             original([last])
             publish("x", {})
             finish("failed", pk__gt=last)  # fails after the command began
-        return original(ids)
+        return original(ids, *entry)
 
     original = replaying.replay
     monkeypatch.setattr(replaying, "replay", replay_while_others_do)
