@@ -17,6 +17,8 @@ from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
+admin.site.index_template = "admin/deliveries/dashboard.html"
+
 for _model in (
     User,
     Group,

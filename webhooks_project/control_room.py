@@ -32,6 +32,7 @@ CONTROL_ROOM: dict[str, Any] = {
     "SITE_HEADER": "Webhooks",
     "SITE_SYMBOL": "webhook",
     "SITE_URL": None,
+    "DASHBOARD_CALLBACK": "deliveries.admin.dashboard.dashboard",
     "SHOW_VIEW_ON_SITE": False,
     "BORDER_RADIUS": "6px",
     "COLORS": {
