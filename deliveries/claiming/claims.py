@@ -33,8 +33,9 @@ from subscriptions.database import as_array, worker_cursor
 from subscriptions.secrets.crypto import SecretUnreadable
 from subscriptions.validators import sendable_headers
 
-# How many deliveries one claim takes at most, for all of its lanes together.
-MAX_ROWS = 5000
+# How many deliveries one claim takes at most, for all of its lanes together: what comes meanwhile
+# waits for it. With 5000, the first claim of a flood for 200 subscriptions takes 80 ms.
+MAX_ROWS = 1000
 
 UNKNOWN_OUTCOME = "the worker stopped before it could record what came of this request"
 

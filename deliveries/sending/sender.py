@@ -16,6 +16,7 @@ import os
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ from deliveries.judging.response import Judged, broken, judge_response, unsendab
 from deliveries.monitoring.counts import counts
 from deliveries.progress import Progress
 from deliveries.sending.counting import Counting
-from deliveries.sending.lane import OpenLane
+from deliveries.sending.lane import OpenLane, by_turns
 from deliveries.sending.request import signed_post
 from deliveries.settling.settle import Settled, settle, unsettled
 from deliveries.stage import Pace, Stage, call_all
@@ -66,8 +67,9 @@ CLOSE_TIMEOUT = 60.0
 # How many settlements of a few results begin in a second, and how many at once.
 SETTLEMENTS_PER_SECOND = 100.0
 BURST = 10
-# With how many lanes the transport's thread goes on before it looks what else has come.
-IN_A_ROW = 50
+# For how long the transport's thread goes on with the lanes of one batch before it looks what else
+# has come, in seconds.
+SLICE = 0.001
 
 _Item = TypeVar("_Item")
 
@@ -155,24 +157,22 @@ class Sender:
     # On the transport's thread: everything that happens to a lane.
 
     def _on_claimed(self, lanes: list[ClaimedLane], recovering: bool) -> None:
-        self.transport.call_soon(partial(self._begin, lanes, recovering))
+        turns = deque(by_turns(lanes, lambda lane: lane.tenant))
+        begin = partial(self._begin, recovering=recovering)
+        self.transport.call_soon(partial(self._for_a_while, turns, begin))
 
-    def _begin(self, lanes: list[ClaimedLane], recovering: bool) -> None:
-        lanes = self._first_of(lanes, partial(self._begin, recovering=recovering))
+    def _begin(self, claimed: ClaimedLane, *, recovering: bool) -> None:
         values = conf()
-        schedule = Schedule(values.quick_retries, values.slow_retries, values.retry_jitter)
-        begin_until = time.monotonic() + values.time_slice
-        for claimed in lanes:
-            lane = OpenLane(
-                claimed,
-                schedule,
-                recovering=recovering,
-                begin_until=begin_until,
-                # A request that began later could end after the lease, when others send again.
-                start_by=claimed.expires_at - values.request_timeout - SETTLE_TIME,
-                max_backoff=values.max_backoff,
-            )
-            self._advance(lane)
+        lane = OpenLane(
+            claimed,
+            Schedule(values.quick_retries, values.slow_retries, values.retry_jitter),
+            recovering=recovering,
+            begin_until=time.monotonic() + values.time_slice,
+            # A request that began later could end after the lease, when others send again.
+            start_by=claimed.expires_at - values.request_timeout - SETTLE_TIME,
+            max_backoff=values.max_backoff,
+        )
+        self._advance(lane)
 
     def _advance(self, lane: OpenLane) -> None:
         """Send as much as the window allows; release the lane once it is over."""
@@ -185,10 +185,7 @@ class Sender:
 
     def _may_send(self, lane: OpenLane) -> bool:
         """Once half of the places are taken, each lane has one request in flight: many receivers
-        that become silent at the same time leave places for the others. So it is while answers wait
-        for the transport's thread: one with much to send leaves time for the others."""
-        if lane.in_flight and self.transport.is_behind():
-            return False
+        that become silent at the same time leave places for the others."""
         return not lane.in_flight or not self.transport.is_crowded(lane.recovering)
 
     def _send(self, lane: OpenLane, delivery: ClaimedDelivery) -> None:
@@ -256,19 +253,24 @@ class Sender:
         if payload is not None:
             self._memories[lane.recovering].release(payload)
 
-    def _first_of(self, items: list[_Item], call: Callable[[list[_Item]], None]) -> list[_Item]:
-        """The first of many; `call` gets the others, after what else has come meanwhile."""
-        if len(items) > IN_A_ROW:
-            self.transport.call_soon(partial(call, items[IN_A_ROW:]))
-        return items[:IN_A_ROW]
+    def _for_a_while(self, items: deque[_Item], act: Callable[[_Item], None]) -> None:
+        """Act on the first of these; on the others after what else has come meanwhile."""
+        until = time.monotonic() + SLICE
+        try:
+            act(items.popleft())
+            while items and time.monotonic() < until:
+                act(items.popleft())
+        finally:
+            if items:
+                self.transport.call_soon(partial(self._for_a_while, items, act))
 
-    def _after_settling(self, settled: list[tuple[OpenLane, bool]]) -> None:
-        settled = self._first_of(settled, self._after_settling)
+    def _after_settling(self, settled: tuple[OpenLane, list[bool]]) -> None:
+        """Each result of this lane was written, or not."""
+        lane, results = settled
         now = time.monotonic()
-        for lane, written in settled:
+        for written in results:
             lane.settled(written=written, now=now)
-        for lane in dict.fromkeys(lane for lane, _ in settled):
-            self._advance(lane)
+        self._advance(lane)
 
     # On the settle stage's thread.
 
@@ -340,13 +342,11 @@ class Sender:
         if settled.locked_results or settled.locked_ends:
             batch = self._set_aside(batch, settled)
         ends = [(item.lane, item.end) for item in batch if item.end is not None]
-        advance = [
+        self._advance_soon(
             (item.lane, item.result.delivery.id not in settled.given_up)
             for item in batch
             if item.result is not None and item.end is None
-        ]
-        if advance:
-            self.transport.call_soon(partial(self._after_settling, advance))
+        )
         try:
             self._go_on(ends, settled, repeated=repeated)
         finally:
@@ -380,11 +380,18 @@ class Sender:
             item.delay = min(MAX_LOCKED_DELAY, 2 * item.delay)
         return done
 
+    def _advance_soon(self, settled: Iterable[tuple[OpenLane, bool]]) -> None:
+        """Results were written or given up: more may be sent for their lanes."""
+        lanes: dict[OpenLane, list[bool]] = {}
+        for lane, written in settled:
+            lanes.setdefault(lane, []).append(written)
+        if lanes:
+            after = deque(lanes.items())
+            self.transport.call_soon(partial(self._for_a_while, after, self._after_settling))
+
     def _abandon(self, batch: list[_Settlement]) -> None:
         """Let the leases run out: others send again what could not be recorded."""
-        advance = [(item.lane, False) for item in batch if item.end is None]
-        if advance:
-            self.transport.call_soon(partial(self._after_settling, advance))
+        self._advance_soon((item.lane, False) for item in batch if item.end is None)
         for item in batch:
             if item.end is not None:
                 self._progress.end()

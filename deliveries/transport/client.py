@@ -46,7 +46,8 @@ class Transport:
     and body. `allowed_networks` are let through by the destination guard. `ca_file` (PEM)
     defaults to the bundle of certifi. `dns_cache` is how long an address is used before its name
     is looked up again, `dns_stale` how long after that it is used while there is no answer.
-    `max_in_flight_total` requests are under way at once, further ones wait their turn; a quarter
+    `max_in_flight_total` requests are under way at once, further ones wait their turn, and those
+    that begin are of each owner by turns, see `submit`; a quarter
     of these places is for requests that are submitted as `recovering`, the others are not for
     them, so that failing receivers cannot hold up healthy ones. `max_connections` are kept open,
     idle ones included. Both are held to half of the process's limit on open files. An answer's
@@ -106,7 +107,8 @@ class Transport:
         While all places are taken, the request waits; `timeout` runs from its start. One that
         has not been started by `start_by` (of `time.monotonic()`) is not sent at all: its error
         is `NotStarted`. `recovering` requests have places of their own, see `Transport`.
-        Connections are kept for requests of the same `owner` alone.
+        Connections are kept for requests of the same `owner` alone; of requests that wait to be
+        started, each owner's first comes before anybody's second.
 
         It is called on the transport's own thread, which drives every other request: it must be
         quick, must not block, and may submit. An exception in it is logged and goes no further.
@@ -136,12 +138,6 @@ class Transport:
     def is_crowded(self, recovering: bool) -> bool:
         """Whether more than half of the places for requests of that kind are taken."""
         return 2 * self.capacity(recovering) < self._plan.places(recovering)
-
-    def is_behind(self) -> bool:
-        """Whether many answers wait for this thread: to have more in flight makes nothing faster,
-        and a request that comes now waits longer."""
-        driver = self._driver
-        return driver is not None and driver.is_behind
 
     def call_soon(self, function: Callable[[], None]) -> None:
         """Call `function` on the transport's own thread, soon, in the order given.

@@ -31,8 +31,14 @@ from deliveries.transport.targets import target_reader
 from subscriptions.destinations import Destination
 
 MAX_IDLE_HANDLES = 1000
-# To serve so many sockets takes 20 to 40 ms.
-MANY_READY = 200
+# What the thread does at most before it looks again what has come: it starts so many requests of
+# each kind, serves so many sockets, and makes calls for so many seconds. A request that comes while
+# there is much to do then waits 2 ms for its turn, at the 90th percentile 5; without limits it
+# waits 11 and 69. Half of these numbers shorten nothing. More sockets are served than requests
+# started, so that answers do not pile up.
+STARTED_AT_ONCE = 20
+SERVED_AT_ONCE = 40
+CALLS_SECONDS = 0.002
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +95,6 @@ class Driver:
         self._sockets = Sockets(self._poller)
         self._timer: float | None = None
         self._next_look = 0.0
-        # How many sockets were ready when the thread looked last.
-        self._ready = 0
         self._names = NameBook(
             plan.resolver, plan.limits.allowed, plan.dns_cache, plan.dns_stale, self._on_found
         )
@@ -130,10 +134,6 @@ class Driver:
 
     def capacity(self, recovering: bool) -> int:
         return self._budgets[recovering].capacity
-
-    @property
-    def is_behind(self) -> bool:
-        return self._ready >= MANY_READY
 
     def stop(self, timeout: float) -> None:
         """Give what is in flight `timeout` seconds, fail the rest, and end the thread."""
@@ -187,20 +187,21 @@ class Driver:
         calls, found, jobs = len(self._calls), len(self._found), len(self._inbox)
         events = self._poller.poll(timeout)
         self._asleep = False
-        self._ready = len(events)
         self._serve_sockets(events)
+        until = time.monotonic() + CALLS_SECONDS
         for _ in range(calls):
             self._call(self._calls.popleft())
+            if time.monotonic() > until:
+                break
         for _ in range(found):
             self._learn(*self._found.popleft())
         for _ in range(jobs):
             job = self._inbox.popleft()
-            if job.budget.is_free:
-                self._start(job)
-            else:
-                job.budget.wait(job)
+            job.budget.wait(job)
         for budget in self._budgets:
-            while budget.has_next:
+            for _ in range(STARTED_AT_ONCE):
+                if not budget.has_next:
+                    break
                 self._start(budget.next())
         now = time.monotonic()
         if self._timer is not None and now >= self._timer:
@@ -222,9 +223,10 @@ class Driver:
                 self._wakee.recv(4096)
             elif fd not in active:
                 self._sockets.end_idle(fd)
-        for fd, ready in events:
-            if fd in active:
-                self._multi.socket_action(fd, _readiness(ready))
+        # The poller tells of the others again, before those that become ready later.
+        ours = ((fd, ready) for fd, ready in events if fd in active)
+        for fd, ready in itertools.islice(ours, SERVED_AT_ONCE):
+            self._multi.socket_action(fd, _readiness(ready))
 
     def _call(self, function: Callable[[], None]) -> None:
         try:

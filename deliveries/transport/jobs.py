@@ -53,7 +53,7 @@ class Job:
 
 
 class Budget:
-    """The places for requests of one kind, and those that wait for one.
+    """The places for requests of one kind, and those that wait for one, the owners by turns.
 
     `submitted` is counted by the threads that submit, under the driver's lock; all else is the
     driver's own.
@@ -66,7 +66,8 @@ class Budget:
         self.in_flight = 0
         self.submitted = 0
         self.ended = 0
-        self._waiting: OrderedDict[Job, None] = OrderedDict()
+        # By owner; the first one's turn is next.
+        self._waiting: OrderedDict[str, OrderedDict[Job, None]] = OrderedDict()
         self._start_bys: list[tuple[float, int, Job]] = []
         self._numbers = itertools.count()
 
@@ -75,38 +76,43 @@ class Budget:
         return self.places - (self.submitted - self.ended)
 
     @property
-    def is_free(self) -> bool:
-        """Whether there is a place, and no request waits for it."""
-        return self.in_flight < self.places and not self._waiting
-
-    @property
     def has_next(self) -> bool:
         """Whether a job waits and there is a place for it."""
         return bool(self._waiting) and self.in_flight < self.places
 
     def wait(self, job: Job) -> None:
-        self._waiting[job] = None
+        self._waiting.setdefault(job.owner, OrderedDict())[job] = None
         if job.start_by is not None:
             heapq.heappush(self._start_bys, (job.start_by, next(self._numbers), job))
 
     def next(self) -> Job:
-        """The job that has waited longest; it waits no longer."""
-        return self._waiting.popitem(last=False)[0]
+        """The job that has waited longest of the owner whose turn it is; it waits no longer."""
+        owner, jobs = self._waiting.popitem(last=False)
+        job, _ = jobs.popitem(last=False)
+        if jobs:
+            self._waiting[owner] = jobs
+        return job
 
     def next_start_by(self) -> float | None:
         """The earliest `start_by` of those that wait."""
-        while self._start_bys and self._start_bys[0][2] not in self._waiting:
+        while self._start_bys and not self._waits(self._start_bys[0][2]):
             heapq.heappop(self._start_bys)
         return self._start_bys[0][0] if self._start_bys else None
 
+    def _waits(self, job: Job) -> bool:
+        return job in self._waiting.get(job.owner, ())
+
     def late(self, now: float) -> list[Job]:
         """The jobs whose `start_by` is over; they wait no longer."""
-        jobs = []
+        late = []
         while (start_by := self.next_start_by()) is not None and start_by <= now:
             job = heapq.heappop(self._start_bys)[2]
-            del self._waiting[job]
-            jobs.append(job)
-        return jobs
+            jobs = self._waiting[job.owner]
+            del jobs[job]
+            if not jobs:
+                del self._waiting[job.owner]
+            late.append(job)
+        return late
 
     def all_waiting(self) -> list[Job]:
-        return list(self._waiting)
+        return [job for jobs in self._waiting.values() for job in jobs]

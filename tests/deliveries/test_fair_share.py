@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 from uuid import UUID
 
 import pytest
+from requests import PreparedRequest
 
 from deliveries import NewEvent, publish, publish_many
 from deliveries.claiming import claimer as claiming
+from deliveries.claiming import claims
 from deliveries.models import Delivery
 from deliveries.sending import sender as sending
+from deliveries.sending.lane import by_turns
 from deliveries.sending.sender import Sender
-from tests.factories import make_subscription, statuses
+from deliveries.transport import Exchange
+from deliveries.transport.jobs import Budget, Job
+from deliveries.values import ClaimedLane
+from tests.factories import make_subscription
 from webhooks_project.receiver import Receiver
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("ordered")]
@@ -32,39 +39,88 @@ def test_claims_are_for_fewer_subscriptions_where_each_has_more(
     publish_many(many(25))
     send(*crowd)
     assert claiming.DELIVERIES_AT_ONCE / 25 <= claimer.wait_for_room() < 40
-    for _ in range(3):
+    for _ in range(5):
         publish("test.one", {})
         send(*crowd)
     assert claimer.wait_for_room() > 200
-    assert Delivery.objects.filter(status="succeeded").count() == 60 * 28
+    assert Delivery.objects.filter(status="succeeded").count() == 60 * 30
 
 
-def test_while_answers_wait_for_the_transport_a_lane_has_one_request_in_flight(
-    sender: Sender,
-    send: Callable[..., None],
-    receiver: Receiver,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_claim_is_for_a_bounded_number_of_deliveries(
+    sender: Sender, send: Callable[..., None], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(sender.transport), "is_behind", lambda _: True)
-    in_flight: list[int] = []
-    sent = Sender._send
+    monkeypatch.setattr(claims, "MAX_ROWS", 60)
+    claimed: list[int] = []
 
-    def counted(self: Sender, lane: Any, delivery: Any) -> None:
-        in_flight.append(lane.in_flight)
-        sent(self, lane, delivery)
+    def counted(lanes: list[ClaimedLane], recovering: bool) -> None:
+        claimed.append(sum(len(lane.deliveries) for lane in lanes))
+        sender._on_claimed(lanes, recovering)
 
-    monkeypatch.setattr(Sender, "_send", counted)
-    subscription = make_subscription(url=receiver.url, max_in_flight=10)
-    publish_many(many(30))
-    send(subscription)
-    assert statuses(subscription) == {"succeeded": 30}
-    assert set(in_flight) == {1}
+    monkeypatch.setattr(sender._claimers[True], "_on_claimed", counted)
+    crowd = [make_subscription(url=receiver.url) for _ in range(20)]
+    publish_many(many(10))
+    send(*crowd)
+    assert claimed[0] == 60
+    assert max(claimed) <= 60
+    assert Delivery.objects.filter(status="succeeded").count() == 20 * 10
+
+
+def test_the_lanes_of_a_claim_begin_by_turns_of_their_tenants() -> None:
+    lanes = ["flood 1", "flood 2", "flood 3", "quiet 1", "flood 4", "quiet 2", "other 1"]
+    assert by_turns(lanes, lambda lane: lane.split()[0]) == [
+        "flood 1", "quiet 1", "other 1", "flood 2", "quiet 2", "flood 3", "flood 4",
+    ]  # fmt: skip
+
+
+def test_a_tenant_with_one_request_does_not_wait_for_the_thousand_of_another() -> None:
+    budget = Budget(places=1)
+    jobs = [Job(PreparedRequest(), print, 1.0, start_by, "flood") for start_by in range(1000)]
+    for job in jobs:
+        budget.wait(job)
+    quiet = Job(PreparedRequest(), print, 1.0, None, "quiet")
+    budget.wait(quiet)
+    assert [budget.next(), budget.next(), budget.next()] == [jobs[0], quiet, jobs[1]]
+    assert budget.late(499.0) == jobs[2:500]
+    assert budget.all_waiting() == jobs[500:]
+    assert budget.late(1000.0) == jobs[500:]
+    assert not budget.has_next
+
+
+def test_the_thread_starts_a_bounded_number_of_requests_and_one_that_comes_then_is_next(
+    sender: Sender, receiver: Receiver
+) -> None:
+    """A thousand are submitted for one tenant. When the first of them is answered, one for another
+    tenant is submitted: it is answered before all but a few of the thousand are."""
+    answered: list[str] = []
+    all_answered = threading.Event()
+
+    def submit(owner: str) -> None:
+        request = PreparedRequest()
+        request.prepare("POST", receiver.url, data=b"{}")
+        sender.transport.submit(request, partial(note, owner), owner=owner)
+
+    def note(owner: str, _: Exchange) -> None:
+        if not answered:
+            submit("quiet")
+        answered.append(owner)
+        if len(answered) == 1001:
+            all_answered.set()
+
+    def flood() -> None:
+        for _ in range(1000):
+            submit("flood")
+
+    sender.transport.call_soon(flood)
+    assert all_answered.wait(30)
+    assert answered.index("quiet") < 200
 
 
 def test_many_lanes_at_once_are_all_begun_and_settled(
-    sender: Sender, send: Callable[..., None], receiver: Receiver
+    sender: Sender, send: Callable[..., None], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crowd = [make_subscription(url=receiver.url) for _ in range(2 * sending.IN_A_ROW + 7)]
+    """Even if the thread goes on with only one of them before it looks what else has come."""
+    monkeypatch.setattr(sending, "SLICE", 0.0)
+    crowd = [make_subscription(url=receiver.url) for _ in range(100)]
     publish_many(many(3))
     ids: list[UUID] = [one.pk for one in crowd]
     send(*crowd)
