@@ -168,6 +168,32 @@ def test_the_metrics_are_those_of_the_tables_after_a_run_with_failures(
     eventually(lambda: scrape().get(("webhooks_sweep_lag_seconds", ()), TIMEOUT) < 5, "a sweep")
 
 
+def test_a_killed_worker_takes_no_more_than_its_last_seconds_of_statistics_with_it(
+    workers: Workers,
+) -> None:
+    def settled() -> int:
+        return Attempt.objects.exclude(outcome="unknown").count()
+
+    with Receiver() as receiver:
+        make_subscription(url=receiver.url)
+        first = workers.worker()
+        publish_many([NewEvent(topic="test.one", payload={"n": n}) for n in range(EVENTS)])
+        eventually(lambda: settled() == EVENTS, "everything being settled")
+        eventually(lambda: rolled_up().attempts == EVENTS, "the roll-ups being written")
+        publish_many([NewEvent(topic="test.one", payload={"n": n}) for n in range(EVENTS)])
+        eventually(lambda: settled() > EVENTS, "some being settled")
+        workers.kill(first)
+        killed_at = settled()
+        workers.worker()
+        workers.beat()
+        eventually(
+            lambda: not Delivery.objects.exclude(status="succeeded").exists(), "all arriving"
+        )
+        # What was settled after the kill is counted, and nothing twice.
+        eventually(lambda: rolled_up().attempts >= EVENTS + settled() - killed_at, "being written")
+        assert rolled_up().attempts <= settled()
+
+
 def test_workers_are_seen_with_their_queues_while_they_live(workers: Workers) -> None:
     def names() -> dict[str, tuple[str, ...]]:
         return {one.name: one.queues for one in worker_marks.seen()}
