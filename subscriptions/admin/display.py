@@ -15,18 +15,26 @@ from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 
+from subscriptions.conf import conf
 from subscriptions.models import Subscription
 from subscriptions.times import age
 
 
 def chip(text: str, kind: str, title: str = "") -> SafeString:
-    """A coloured label. `kind`: `good`, `idle`, `busy` or `bad`."""
+    """A coloured label. `kind`: `good`, `idle`, `busy`, `warn` or `bad`."""
     return format_html('<span class="chip chip-{}" title="{}">{}</span>', kind, title, text)
 
 
 def state_chip(subscription: Subscription) -> SafeString:
     """The state; a tripped one says when, why, and what to do."""
     state = subscription.state
+    if state == "active" and subscription.consecutive_failures:
+        return chip(
+            f"FAILING · {subscription.consecutive_failures}/{conf().circuit_threshold}",
+            "warn",
+            f"{subscription.last_error or 'No error is known'}. It trips after "
+            f"{conf().circuit_threshold} failures in a row.",
+        )
     if state == "active":
         return chip("Active", "good")
     if state == "paused":

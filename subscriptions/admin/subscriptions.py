@@ -33,10 +33,20 @@ class StateFilter(admin.SimpleListFilter):
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("tripped", "Tripped"), ("paused", "Paused"), ("active", "Active")]
+        return [
+            ("tripped", "Tripped"),
+            ("failing", "Failing"),
+            ("paused", "Paused"),
+            ("active", "Active"),
+        ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if self.value() in ("tripped", "paused", "active"):
+        """As the chips say it: an active one that fails is failing."""
+        if self.value() == "failing":
+            return queryset.active().filter(consecutive_failures__gt=0)  # type: ignore[attr-defined, no-any-return]
+        if self.value() == "active":
+            return queryset.active().filter(consecutive_failures=0)  # type: ignore[attr-defined, no-any-return]
+        if self.value() in ("tripped", "paused"):
             return getattr(queryset, str(self.value()))()  # type: ignore[no-any-return]
         return queryset
 

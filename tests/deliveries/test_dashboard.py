@@ -133,7 +133,7 @@ def test_an_operator_sees_at_a_glance_what_is_wrong(
     assert "Connection refused by <b>bad</b>" in text
     assert "<b>bad</b>" not in page
     assert "1,234 of 1,237 attempts" in text
-    assert "HTTP 503" in text
+    assert "shaky FAILING · 3/5 HTTP 503" in text
     assert "Held 1" in text
     assert "Waits for a worker for 5 min" in text
     assert "Workers: deliver none" in text
@@ -152,6 +152,17 @@ def test_each_figure_leads_to_what_it_is_about(
         answer = admin_client.get(unescape(address))
         # A list redirects to itself for a filter that it does not have.
         assert answer.status_code == 200, address
+
+
+@pytest.mark.parametrize(
+    ("state", "name"),
+    [("tripped", "bad"), ("failing", "shaky"), ("paused", "off"), ("active", "good")],
+)
+def test_a_state_leads_to_the_subscriptions_in_it(
+    admin_client: Client, installation: dict[str, Subscription], state: str, name: str
+) -> None:
+    page = admin_client.get("/admin/subscriptions/subscription/", {"state": state})
+    assert [one.name for one in page.context["cl"].result_list] == [name]
 
 
 def test_the_fragment_is_the_page_without_its_frame(
