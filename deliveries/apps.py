@@ -21,3 +21,4 @@ class DeliveriesConfig(AppConfig):
     def ready(self) -> None:
         from deliveries import checks, holding, starting  # noqa: F401
         from deliveries.monitoring import counts  # noqa: F401
+        from deliveries.notices import prompting  # noqa: F401

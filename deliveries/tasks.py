@@ -16,6 +16,10 @@ from deliveries.keeping.housekeeping import expire_held, prune
 from deliveries.keeping.sweep import sweep as sweep_once
 from deliveries.monitoring.sweeps import mark_sweep
 from deliveries.monitoring.workers import Presence
+from deliveries.notices.prompting import TASK as TELL
+from deliveries.notices.prompting import prompt_if_due
+from deliveries.notices.telling import tell_due
+from deliveries.notices.watching import watch
 from deliveries.sending import pools  # noqa: F401 - connects its signal
 from deliveries.sending.sender import sender
 from deliveries.waking.queues import DELIVER, TASK
@@ -56,6 +60,7 @@ def sweep() -> None:
     try:
         sweep_once()
         mark_sweep()
+        prompt_if_due()
     except DATABASE_ERRORS as error:
         logger.warning("no sweep this time, the database is unreachable: %s", error)
     finally:
@@ -67,9 +72,19 @@ def housekeeping() -> None:
     """Expire what is held for too long, and remove what is past its time; see `housekeeping`."""
     try:
         expire_held()
+        watch()
         prune()
     except DATABASE_ERRORS as error:
         logger.warning("no housekeeping this time, the database is unreachable: %s", error)
+
+
+@shared_task(ignore_result=True, name=TELL)
+def tell() -> None:
+    """Tell notices that are due; see `deliveries.notices`. What is left is for the next sweep."""
+    try:
+        tell_due()
+    except DATABASE_ERRORS as error:
+        logger.warning("no notices this time, the database is unreachable: %s", error)
 
 
 _presence: Presence | None = None

@@ -21,7 +21,8 @@ from typing import Any
 
 from cryptography.fernet import Fernet
 from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.validators import validate_email
 
 PREFIX = "WEBHOOKS_"
 
@@ -129,6 +130,25 @@ def _token(text: str) -> str:
     if text and not re.fullmatch(r"[A-Za-z0-9._~+/-]{16,200}=*", text):
         raise ValueError("16 to 200 letters, digits and any of ._~+/-, or empty")
     return text
+
+
+def _emails(text: str) -> tuple[str, ...]:
+    addresses = tuple(part.strip() for part in text.split(",") if part.strip())
+    for address in addresses:
+        try:
+            validate_email(address)
+        except ValidationError:
+            raise ValueError(
+                "a comma-separated list of addresses such as ops@example.com; "
+                f"{address[:80]!r} is none"
+            ) from None
+    return addresses
+
+
+def _base_url(text: str) -> str:
+    if text and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", text):
+        raise ValueError("an address such as https://hooks.example.com, or empty")
+    return text.rstrip("/")
 
 
 def _pattern_groups(text: str) -> dict[str, tuple[str, ...]]:
@@ -284,6 +304,15 @@ class WebhookSettings:
         "who asks for `/metrics` must know this (`Authorization: Bearer …`); empty: nobody may",
         secret=True,
     )
+    notice_emails: tuple[str, ...] = _setting(
+        (),
+        _emails,
+        "who is told by e-mail of trips, recoveries and the like: addresses, separated by commas",
+    )
+    base_url: str = _setting(
+        "", _base_url, "where the admin is reached from outside, for links in notices"
+    )
+    keep_audit_days: float = _setting(365.0, _seconds(1), "days that entries of the audit are kept")
     topic_groups: dict[str, tuple[str, ...]] = _setting(  # noqa: RUF009
         {}, _pattern_groups, "names for groups of topic patterns, as JSON"
     )

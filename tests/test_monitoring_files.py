@@ -112,7 +112,7 @@ def test_an_alert_fires_for_no_web_process_by_itself() -> None:
 
 def test_the_runbook_explains_each_metric_and_each_is_looked_at() -> None:
     explained = set(
-        re.findall(r"`(webhooks_\w+?)(?:\{\w+\})?`", RUNBOOK.partition("\n## Webhooks")[0])
+        re.findall(r"`(webhooks_\w+?)(?:\{[\w,]+\})?`", RUNBOOK.partition("\n## Webhooks")[0])
     )
     bare = {re.sub(r"_(bucket|count|sum)$", "", name) for name in METRICS}
     assert explained == bare

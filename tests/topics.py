@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 def matches(pattern: str, topic: str) -> bool:
     """Whether a valid pattern matches a valid topic."""
     wanted, tokens = pattern.split("."), topic.split(".")
+    if tokens[0] == "system" and wanted[0] != "system":
+        return False
     if wanted[-1] == ">":
         wanted.pop()
         if len(tokens) <= len(wanted):

@@ -71,6 +71,7 @@ CONTROL_ROOM: dict[str, Any] = {
                 "title": "Access",
                 "separator": True,
                 "items": [
+                    _page("Audit", "history", "subscriptions.auditentry"),
                     _page("API keys", "key", "api.apikey"),
                     _page("Users", "person", "auth.user"),
                     _page("Groups", "group", "auth.group"),

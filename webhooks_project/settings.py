@@ -18,6 +18,7 @@ from subscriptions.conf import WebhookSettings
 from subscriptions.database import VANISHED_SERVER
 from webhooks_project import engines
 from webhooks_project.control_room import CONTROL_ROOM
+from webhooks_project.email_url import email_settings
 from webhooks_project.keys import local_keys
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -89,6 +90,16 @@ if not _hsts.isdigit():
 SECURE_HSTS_SECONDS = int(_hsts)
 
 WEBHOOKS = WebhookSettings.from_env()
+
+try:
+    _email = email_settings(os.environ.get("EMAIL_URL", "").strip() or "smtp://127.0.0.1:25")
+except ValueError as error:
+    raise ImproperlyConfigured(f"EMAIL_URL cannot be used: {error}.") from None
+EMAIL_BACKEND, EMAIL_HOST, EMAIL_PORT = _email.backend, _email.host, _email.port
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _email.user, _email.password
+EMAIL_USE_TLS, EMAIL_USE_SSL = _email.starttls, _email.tls
+EMAIL_TIMEOUT = 10
+DEFAULT_FROM_EMAIL = os.environ.get("DEFAULT_FROM_EMAIL", "").strip() or "webhooks@localhost"
 
 INSTALLED_APPS = [
     "unfold",

@@ -7,12 +7,15 @@ that it changes: it never blocks a delivery, may run twice at once, and may be k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from django.db import connection
 
 from deliveries.holding import HELD_TOO_LONG
+from subscriptions import audit
 from subscriptions.conf import conf
 
 # How many rows a page has.
@@ -46,7 +49,14 @@ WITH page AS MATERIALIZED (
         last_error = %(reason)s
     WHERE id = ANY(ARRAY(SELECT id FROM old))
 )
-SELECT (SELECT count(*) FROM old), subscription_id, id
+SELECT (SELECT count(*) FROM old), subscription_id, id, (
+    SELECT json_agg(soon) FROM (
+        SELECT subscription_id, count(*) AS count, min(held_at) AS held_at FROM page
+        WHERE held_at >= now() - %(days)s * interval '1 day'
+            AND held_at < now() - (%(days)s - %(warn_days)s) * interval '1 day'
+        GROUP BY subscription_id
+    ) AS soon
+)
 FROM page ORDER BY subscription_id DESC, id DESC LIMIT 1
 """
 
@@ -131,13 +141,55 @@ SELECT count(*) FROM old
 
 
 def expire_held() -> int:
-    """Discard deliveries held for longer than `hold_days`; returns how many."""
+    """Discard deliveries held for longer than `hold_days`; returns how many.
+
+    A subscription of which some expire within a day (or half of `hold_days`) has a notice, once
+    for each time that it is stopped.
+    """
     _analyze("deliveries_delivery")
-    return _page_by_page(
+    soon: dict[UUID, tuple[int, datetime]] = {}
+    days = conf().hold_days
+
+    def add_up(found: list[dict[str, Any]] | None) -> None:
+        for row in found or ():
+            key, held_at = UUID(row["subscription_id"]), datetime.fromisoformat(row["held_at"])
+            count, first = soon.get(key, (0, held_at))
+            soon[key] = count + row["count"], min(first, held_at)
+
+    expired = _page_by_page(
         _EXPIRE_HELD,
         {"after": "00000000-0000-0000-0000-000000000000", "after_id": 0},
+        add_up,
         reason=HELD_TOO_LONG,
-        days=conf().hold_days,
+        days=days,
+        warn_days=min(1.0, days / 2),
+    )
+    if soon:
+        _warn(soon, timedelta(days=days))
+    return expired
+
+
+def _warn(soon: Mapping[UUID, tuple[int, datetime]], kept: timedelta) -> None:
+    with connection.cursor() as cursor:
+        # Those that are stopped: what is held of an active one is about to be released.
+        cursor.execute(
+            "SELECT id, circuit_epoch FROM subscriptions_subscription "
+            "WHERE id = ANY(%s::uuid[]) AND NOT enabled",
+            [list(soon)],
+        )
+        stopped = cursor.fetchall()
+    audit.record(
+        "held_expiring",
+        [
+            audit.Entry(
+                key,
+                {"count": soon[key][0], "first_expires_at": (soon[key][1] + kept).isoformat()},
+                f"{key}:held_expiring:{epoch}",
+            )
+            for key, epoch in stopped
+        ],
+        by_system=True,
+        notify=True,
     )
 
 
@@ -161,6 +213,8 @@ def prune() -> tuple[int, int]:
     )
     with connection.cursor() as cursor:
         cursor.execute(_PRUNE_LANES)
+    while _prune_audit() == BATCH:
+        pass
     prune_rollups()
     return deliveries, events
 
@@ -176,13 +230,37 @@ def prune_rollups() -> None:
                 return
 
 
+def _prune_audit() -> int:
+    """Remove some entries of the audit past their time, by the index `audit_listed`."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            DELETE FROM subscriptions_auditentry WHERE id = ANY(ARRAY(
+                SELECT id FROM subscriptions_auditentry
+                WHERE at < now() - %s * interval '1 day'
+                ORDER BY at, id LIMIT %s FOR UPDATE SKIP LOCKED
+            ))
+            """,
+            [conf().keep_audit_days, BATCH],
+        )
+        return int(cursor.rowcount)
+
+
 def _analyze(tables: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute(_ANALYZE.format(tables))
 
 
-def _page_by_page(sql: str, start: Mapping[str, Any], **parameters: Any) -> int:
-    """Run `sql` on each page after `start`; returns how many rows were changed."""
+def _page_by_page(
+    sql: str,
+    start: Mapping[str, Any],
+    look_at: Callable[[Any], None] | None = None,
+    **parameters: Any,
+) -> int:
+    """Run `sql` on each page after `start`; returns how many rows were changed.
+
+    `look_at` gets what a page says besides.
+    """
     total = 0
     position = start
     while True:
@@ -191,6 +269,8 @@ def _page_by_page(sql: str, start: Mapping[str, Any], **parameters: Any) -> int:
             page = cursor.fetchone()
         if page is None:
             return total
-        count, after, after_id = page
+        count, after, after_id, *more = page
+        if look_at is not None:
+            look_at(*more)
         total += count
         position = {"after": after, "after_id": after_id}

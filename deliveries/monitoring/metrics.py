@@ -35,6 +35,7 @@ _SOURCES: Mapping[str, Callable[[], Any]] = {
 # So that each of these is there before it happens for the first time.
 _DELIVERY_OUTCOMES = ("succeeded", "failed", "retried", "held")
 _ATTEMPT_OUTCOMES = ("success", "http")
+NOTICES = ("tripped", "recovered", "degraded", "still_tripped", "held_expiring", "fuse_blown")
 
 
 def _labelled(kind: Any, name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
@@ -74,6 +75,11 @@ def _of_tables(tables: Tables) -> Iterator[Metric]:
         tables.oldest_due,
     )
     yield GaugeMetricFamily(
+        "webhooks_notices_waiting",
+        "Notices that a channel has not taken, and is offered again.",
+        tables.notices_waiting,
+    )
+    yield GaugeMetricFamily(
         "webhooks_fuse_blown", "1 while the fuse is blown.", int(tables.fuse_blown)
     )
 
@@ -101,6 +107,15 @@ def _of_redis(sums: Sums) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "webhooks_trips", "Circuits that tripped.", sums.counts.get("trips", 0)
     )
+    notices = CounterMetricFamily(
+        "webhooks_notices",
+        "Notices that were told, by what they tell of and by channel.",
+        labels=["kind", "channel"],
+    )
+    none = {f"{kind} {channel}": 0 for kind in NOTICES for channel in ("event", "signal")}
+    for name, number in (none | sums.of("notice")).items():
+        notices.add_metric(name.split(" "), number)
+    yield notices
     yield CounterMetricFamily(
         "webhooks_resets", "Tripped circuits that were reset.", sums.counts.get("resets", 0)
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from django.db import connection, transaction
 
 from subscriptions.database import Statement, WorkerCursor, worker_cursor
-from subscriptions.models import TripFuse
+from subscriptions.models import AuditEntry, TripFuse
 
 # How many pending, and how many held, deliveries are counted; beyond that it is an estimate. So
 # many of each take 25 ms, and 140 ms where nothing was vacuumed yet.
@@ -79,7 +79,8 @@ class Tables:
 
     `due`, `later` (a retry whose time has not come) and `held`: numbers of deliveries, exact up to
     `COUNTED`. `oldest_due`: seconds since when the oldest delivery is due that nobody is sending
-    and that does not wait on purpose; 0 if there is none.
+    and that does not wait on purpose; 0 if there is none. `notices_waiting`: those that were tried
+    and are not told yet.
     """
 
     subscriptions: dict[str, int]
@@ -89,6 +90,7 @@ class Tables:
     held: int
     oldest_due: float
     fuse_blown: bool
+    notices_waiting: int = 0
 
 
 def read_tables() -> Tables:
@@ -97,6 +99,7 @@ def read_tables() -> Tables:
             # Read from end to end: 1,000 subscriptions take a millisecond.
             cursor.execute(_STATES)
             active, paused, tripped, failing = cursor.fetchone()
+        waiting = AuditEntry.objects.untold().filter(notice_attempts__gt=0).count()
         fuse_blown = TripFuse.objects.filter(blown_at__isnull=False).exists()
         with worker_cursor() as worker:
             worker.execute(_TIMEOUT, {})
@@ -112,6 +115,7 @@ def read_tables() -> Tables:
         held=held,
         oldest_due=oldest_due,
         fuse_blown=fuse_blown,
+        notices_waiting=waiting,
     )
 
 

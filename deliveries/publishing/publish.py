@@ -16,7 +16,7 @@ from subscriptions.conf import conf
 from subscriptions.database import prepared_cursor
 from subscriptions.ids import uuid7
 from subscriptions.tenants import validate_tenant
-from subscriptions.topics.rules import candidates, validate_topic
+from subscriptions.topics.rules import candidates, validate_published, validate_topic
 
 MAX_TYPE_LENGTH = 255
 
@@ -65,6 +65,8 @@ def publish(
     A subscription that was committed before the call is always matched. Tripped subscriptions
     get a delivery that is held; paused ones get none.
 
+    Topics whose first token is `system` are reserved for the webhook sender's own events.
+
     `event_id` makes it idempotent: if the id is known, with the same topic, type, payload and
     tenant, nothing is recorded and the first event comes back. Ids are the same for all tenants:
     one that another tenant has taken is a conflict, which says nothing of that tenant's event.
@@ -97,6 +99,18 @@ def publish_many(events: Iterable[NewEvent]) -> list[Event]:
         with transaction.atomic():
             return _record(drafts)
     return _record(drafts) if drafts else []
+
+
+# The largest body of an event of our own, whatever applications may publish.
+SYSTEM_LIMIT = 64 * 1024
+
+
+def publish_system(
+    topic: str, payload: dict[str, Any], *, event_type: str, event_id: str, tenant: str
+) -> Event:
+    """`publish` for the reserved topics, which applications cannot publish themselves."""
+    validate_topic(topic)
+    return _record([_checked(topic, payload, event_type, event_id, tenant, limit=SYSTEM_LIMIT)])[0]
 
 
 def refusals(events: Sequence[NewEvent]) -> dict[int, ValueError]:
@@ -140,7 +154,19 @@ def _draft(
     event_id: str | None = None,
     tenant: str = "",
 ) -> _Draft:
-    topic = validate_topic(topic)
+    topic = validate_published(topic)
+    return _checked(topic, payload, event_type, event_id, tenant, limit=conf().max_payload_bytes)
+
+
+def _checked(
+    topic: str,
+    payload: dict[str, Any],
+    event_type: str,
+    event_id: str | None,
+    tenant: str,
+    *,
+    limit: int,
+) -> _Draft:
     tenant = validate_tenant(tenant)
     if (
         not isinstance(event_type, str)
@@ -154,9 +180,7 @@ def _draft(
     given = event_id is not None
     event_id = validate_event_id(event_id) if given else str(uuid7())
     created_at = datetime.now(UTC)
-    body = build_body(
-        event_id, created_at, topic, event_type, payload, limit=conf().max_payload_bytes
-    )
+    body = build_body(event_id, created_at, topic, event_type, payload, limit=limit)
     return _Draft(event_id, topic, tenant, event_type, payload, body, created_at, given)
 
 

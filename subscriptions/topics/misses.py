@@ -5,6 +5,8 @@ from __future__ import annotations
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
+from subscriptions.topics.rules import RESERVED, is_reserved
+
 
 class Miss(NamedTuple):
     """`distance`: 0 is a change of case alone; each token that differs adds up to 1."""
@@ -21,6 +23,8 @@ def matches(pattern: str, topic: str) -> bool:
 def miss(pattern: str, topic: str) -> Miss | None:
     """Why a valid pattern does not match a valid topic; None if it matches."""
     wanted, tokens = pattern.split("."), topic.split(".")
+    if is_reserved(topic) and wanted[0] != RESERVED:
+        return Miss(1, f"the topic is reserved: only patterns that begin with {RESERVED} match")
     open_end = wanted[-1] == ">"
     if open_end:
         wanted.pop()

@@ -5,6 +5,9 @@ one token and `>`, as the last token, for one or more. Two rules are stricter th
 printable characters without white space are allowed (letters of any script are), and `*` and `>`
 are never part of a longer token. Case counts, and text is compared as it is, without Unicode
 normalization. Ten tokens are the limit, so that `candidates` stays a list of 2,047 at most.
+
+Topics whose first token is `system` are the project's own. As NATS does with `$SYS`, a pattern
+matches them only if it begins with that very token: `>` and `*.>` do not.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import re
 
 MAX_LENGTH = 255
 MAX_TOKENS = 10
+RESERVED = "system"
 
 # What nearly every topic looks like; others take the slow path, which says what is wrong.
 _PLAIN_TOPIC = re.compile(rf"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+){{0,{MAX_TOKENS - 1}}}", re.ASCII)
@@ -41,6 +45,22 @@ def validate_topic(topic: object) -> str:
     return topic
 
 
+def is_reserved(topic: str) -> bool:
+    """Whether a topic is the project's own, so that applications do not publish it."""
+    return topic.partition(".")[0] == RESERVED
+
+
+def validate_published(topic: object) -> str:
+    """`validate_topic` for what applications publish; `InvalidTopic` for a reserved one too."""
+    topic = validate_topic(topic)
+    if is_reserved(topic):
+        raise InvalidTopic(
+            f"The topic {_short(topic)} is reserved: topics that begin with {RESERVED!r} are the "
+            "webhook sender's own. Choose another first token."
+        )
+    return topic
+
+
 def validate_pattern(pattern: object) -> str:
     """`pattern`, if it is a topic pattern; otherwise `InvalidPattern` says what is wrong."""
     if isinstance(pattern, str) and len(pattern) <= MAX_LENGTH and _PLAIN_TOPIC.fullmatch(pattern):
@@ -65,13 +85,21 @@ def validate_pattern(pattern: object) -> str:
 
 
 def candidates(topic: str) -> list[str]:
-    """Every pattern that matches this valid topic, and no other: 2^(n+1) - 1 for n tokens."""
+    """Every pattern that matches this valid topic, and no other: 2^(n+1) - 1 for n tokens.
+
+    Of a reserved one those alone that begin with its first token: 2^n - 1.
+    """
     *tokens, last = topic.split(".")
     found = [">"]
     heads = [""]
-    for token in tokens:
-        heads = [head + word for head in heads for word in (f"{token}.", "*.")]
+    for number, token in enumerate(tokens):
+        words = [f"{token}.", "*."]
+        if number == 0 and token == RESERVED:
+            found, words = [], [f"{token}."]
+        heads = [head + word for head in heads for word in words]
         found += [f"{head}>" for head in heads]
+    if topic == RESERVED:
+        return [topic]
     return found + [head + word for head in heads for word in (last, "*")]
 
 

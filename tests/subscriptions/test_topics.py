@@ -114,6 +114,19 @@ def test_a_wildcard_inside_a_token_is_refused(pattern: str) -> None:
         ("*.>", "order.created", True),
         ("*.*.>", "order.created", False),
         ("a.*.c.>", "a.b.c.d.e", True),
+        # As `$SYS` of NATS: what is reserved is matched by patterns that name it.
+        (">", "system.webhooks.fuse.blown", False),
+        ("*.>", "system.webhooks.fuse.blown", False),
+        ("*.webhooks.fuse.blown", "system.webhooks.fuse.blown", False),
+        ("*", "system", False),
+        (">", "system", False),
+        ("system", "system", True),
+        ("system.>", "system", False),
+        ("system.>", "system.webhooks.fuse.blown", True),
+        ("system.*.*.blown", "system.webhooks.fuse.blown", True),
+        ("system.*.system.>", "system.a.system.b", True),
+        (">", "systems.a", True),
+        ("*.system", "a.system", True),
     ],
 )
 def test_the_rules_of_nats_hold(pattern: str, topic: str, expected: bool) -> None:

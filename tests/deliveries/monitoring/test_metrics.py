@@ -51,7 +51,8 @@ def test_no_label_has_values_without_bound(scrape: Scrape, client: Any) -> None:
         for sample in family.samples:
             for label, value in sample.labels.items():
                 labels.setdefault(label, set()).add(value)
-    assert set(labels) == {"source", "state", "status", "outcome", "queue", "le"}
+    known = {"source", "state", "status", "outcome", "queue", "le", "kind", "channel"}
+    assert set(labels) == known
     assert labels["queue"] == {"deliver", "recover"}
     assert "a-name-of-a-customer" not in metrics.metrics_page().decode()
 
