@@ -101,6 +101,10 @@ class Delivery(models.Model):
     class Meta:
         ordering: ClassVar = ["-id"]
         verbose_name_plural = "deliveries"
+        permissions: ClassVar = [
+            ("resend_delivery", "Can send a delivery again"),
+            ("discard_delivery", "Can discard a delivery"),
+        ]
         constraints: ClassVar = [
             models.CheckConstraint(
                 name="delivery_is_due_only_if_pending",

@@ -162,6 +162,14 @@ class Subscription(Remembering):
 
     class Meta:
         ordering: ClassVar = ["tenant", "name"]
+        # What an operator does; who may do it is in `deliveries.roles`.
+        permissions: ClassVar = [
+            ("reset_subscription", "Can reset the circuit of a subscription"),
+            ("pause_subscription", "Can pause and resume a subscription"),
+            ("test_subscription", "Can send a test event to a subscription"),
+            ("rotate_subscription", "Can rotate the secret of a subscription"),
+            ("replay_subscription", "Can replay deliveries of a subscription"),
+        ]
         constraints: ClassVar = [
             models.UniqueConstraint(
                 fields=["tenant", "name"],
@@ -380,6 +388,9 @@ class TripFuse(models.Model):
     id = models.SmallIntegerField(primary_key=True, default=1)
     blown_at = models.DateTimeField(null=True)
     reset_at = models.DateTimeField(null=True)
+
+    class Meta:
+        permissions: ClassVar = [("reset_fuse", "Can reset the fuse")]
 
 
 @sensitive_variables()
