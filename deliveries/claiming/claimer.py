@@ -47,8 +47,7 @@ OUTAGE_PAUSE = 0.1
 NO_ROOM_PAUSE = 0.02
 
 # How many deliveries a claim is for, by what the last ones found: a subscription that comes now
-# waits for the claim that is under way, and shares the next. With half as many a claim is no
-# shorter for those who wait, and a backlog lasts 1.08 times as long.
+# waits for the claim that is under way, and shares the next. See `MAX_ROWS` for its figure.
 DELIVERIES_AT_ONCE = 250
 # What the last claims found counts as much as one for so many subscriptions.
 REMEMBERED = 20

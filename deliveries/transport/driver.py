@@ -32,10 +32,10 @@ from subscriptions.destinations import Destination
 
 MAX_IDLE_HANDLES = 1000
 # What the thread does at most before it looks again what has come: it starts so many requests of
-# each kind, serves so many sockets, and makes calls for so many seconds. A request that comes while
-# there is much to do then waits 2 ms for its turn, at the 90th percentile 5; without limits it
-# waits 11 and 69. Half of these numbers shorten nothing. More sockets are served than requests
-# started, so that answers do not pile up.
+# each kind, serves so many sockets, and makes calls for so many seconds. Beside the backlog of the
+# benchmark's *tenants*, traced, a turn then lasts 2 ms at the median and 5 at the 90th percentile;
+# without limits 11 and 69. More sockets are served than requests started, so that answers do not
+# pile up.
 STARTED_AT_ONCE = 20
 SERVED_AT_ONCE = 40
 CALLS_SECONDS = 0.002
