@@ -176,6 +176,7 @@ def _parts(request: HttpRequest) -> dict[str, Any]:
         "charts": _charts(figures.minutes) if deliveries else None,
         "queue": _queue(figures) if deliveries else None,
         "latest": _told(figures.latest, subscriptions=subscriptions) if audit else None,
+        "audit": link("The whole audit", "subscriptions_auditentry_changelist") if audit else "",
         "worst": _worst(figures.worst, deliveries=deliveries) if subscriptions else None,
     }
 
@@ -403,12 +404,12 @@ def _told(entries: Sequence[AuditEntry], *, subscriptions: bool) -> list[dict[st
             "ago": ago(entry.at),
             "what": entry.action.replace("_", " "),
             "kind": _KINDS.get(AuditEntry.Action(entry.action), ""),
-            "name": link(entry.subscription_name, page_of(Subscription), entry.subscription_id)
+            "name": link(entry.subject, page_of(Subscription), entry.subscription_id)
             if subscriptions and entry.subscription_id
-            else entry.subscription_name,
-            "more": short(str(entry.detail.get("error") or ""), 60)
+            else entry.subject,
+            "more": short(entry.story, 80)
             if entry.via == AuditEntry.Via.SYSTEM
-            else f"by {entry.actor or 'somebody'} ({entry.get_via_display()})",
+            else f"by {entry.who}",
         }
         for entry in entries
     ]
