@@ -32,6 +32,7 @@ class ClaimedDelivery:
     published_at: float | None = None
     payload: Payload | None = None
     unsendable: str = ""
+    topic: str = ""
 
 
 @dataclass(slots=True)

@@ -298,6 +298,11 @@ class WebhookSettings:
     api_max_body_bytes: int = _setting(
         8 * 2**20, _whole(1024, 2**30), "the largest body of a request to the API, in bytes"
     )
+    log_successes: bool = _setting(
+        True,
+        _on_or_off,
+        "the log has a line for each attempt that succeeds; those that fail always have one",
+    )
     metrics_token: str = _setting(
         "",
         _token,
@@ -379,6 +384,7 @@ PROCESS_VARIABLES = {
     "WEBHOOKS_ENV_FILE",
     "WEBHOOKS_ALLOWED_HOSTS",
     "WEBHOOKS_LOG_LEVEL",
+    "WEBHOOKS_LOG_FORMAT",
 }
 
 

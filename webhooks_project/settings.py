@@ -16,7 +16,7 @@ from dotenv import load_dotenv
 from deliveries.waking.redis_address import RedisAddress
 from subscriptions.conf import WebhookSettings
 from subscriptions.database import VANISHED_SERVER
-from webhooks_project import engines
+from webhooks_project import engines, logs
 from webhooks_project.control_room import CONTROL_ROOM
 from webhooks_project.email_url import email_settings
 from webhooks_project.keys import local_keys
@@ -207,13 +207,19 @@ if _log_level not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
     raise ImproperlyConfigured(
         f"WEBHOOKS_LOG_LEVEL is {_log_level!r}; it must be DEBUG, INFO, WARNING, ERROR or CRITICAL."
     )
+try:
+    _log_format = logs.wanted_format()
+except ValueError as error:
+    raise ImproperlyConfigured(str(error)) from None
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "formatters": {"line": {"()": logs.formatter, "kind": _log_format}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {
         "handlers": ["stderr"],
         "level": _log_level,
     },
+    # Celery sets the level of the root to that of its option `-l`.
+    "loggers": {name: {"level": _log_level} for name in ("api", "deliveries", "subscriptions")},
 }

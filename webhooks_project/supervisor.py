@@ -212,17 +212,25 @@ class Supervisor:
         """Pass on whole lines, until the program and all that it has started are gone."""
         if process.stdout is not None:
             with process.stdout as stream:
-                for line in iter(lambda: stream.readline(LINE_BYTES), b""):
-                    self._say(name, line.decode(errors="replace").rstrip("\r\n"))
+                rest = b""
+                while data := os.read(stream.fileno(), LINE_BYTES):
+                    *lines, rest = (rest + data).split(b"\n")
+                    if len(rest) >= LINE_BYTES:
+                        lines.append(rest)
+                        rest = b""
+                    if lines:
+                        self._say(name, *(line.decode(errors="replace") for line in lines))
+                if rest:
+                    self._say(name, rest.decode(errors="replace"))
 
-    def _say(self, name: str, text: str) -> None:
+    def _say(self, name: str, *lines: str) -> None:
         prefix = f"{name:<{self._width}} | "
         if self._colour:
             number = list(self._children).index(name) if name in self._children else 0
             prefix = f"\x1b[{COLOURS[number % len(COLOURS)]}m{prefix}\x1b[0m"
         with self._output_lock:
             try:
-                self._output.write(f"{prefix}{text}\n")
+                self._output.write("".join(f"{prefix}{line.rstrip()}\n" for line in lines))
                 self._output.flush()
             except (BrokenPipeError, ValueError):
                 # Nobody listens any more, as after `up | head`: end, and say no more. What is

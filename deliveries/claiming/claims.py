@@ -310,7 +310,7 @@ def _give_bodies(lanes: Iterable[ClaimedLane], bodies: _Bodies, memory: BodyMemo
                     break
                 held += len(payload.body)
                 payload.users += 1
-                delivery.payload = payload
+                delivery.payload, delivery.topic = payload, payload.topic
             elif delivery.event_id not in bodies:
                 delivery.unsendable = "its event does not exist any more"
     memory.hold([payload for payload in payloads.values() if payload.users])

@@ -4,6 +4,7 @@
 count themselves, and share in Redis; `tables` has what is read from the tables when somebody asks;
 `metrics` shows both to Prometheus. `rollups` keeps what processes count, by the minute and by the
 hour, in tables; `workers` has who lives. `asking` asks several things at once, and waits for none.
+`lines` has the log's line of each attempt.
 
 May import `waking`, `values` and `subscriptions`.
 

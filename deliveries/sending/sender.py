@@ -28,6 +28,7 @@ from deliveries.claiming.memory import BodyMemory
 from deliveries.judging.policy import NO_EVENT, Schedule
 from deliveries.judging.response import Judged, broken, judge_response, unsendable
 from deliveries.monitoring.counts import counts
+from deliveries.monitoring.lines import log_attempts
 from deliveries.progress import Progress
 from deliveries.sending.counting import Counting
 from deliveries.sending.lane import OpenLane, by_turns
@@ -118,10 +119,7 @@ class Sender:
         self._counting = Counting(self._stopping)
 
     def take(self, subscription_ids: Iterable[UUID], *, recovering: bool) -> None:
-        """Send what is due for these subscriptions, and listen for further wake-ups.
-
-        Returns at once.
-        """
+        """Send what is due for these subscriptions, and listen for more. Returns at once."""
         if not self._stopping.is_set():
             self._claimers[recovering].put(subscription_ids)
             self._claimers[recovering].listen()
@@ -339,6 +337,7 @@ class Sender:
     def _settled(self, batch: list[_Settlement], settled: Settled, *, repeated: bool) -> None:
         counts.add_results(settled.written)
         self._counting.share()
+        log_attempts(settled.written, successes=conf().log_successes)
         if settled.locked_results or settled.locked_ends:
             batch = self._set_aside(batch, settled)
         ends = [(item.lane, item.end) for item in batch if item.end is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import sys
 import tempfile
@@ -112,6 +113,8 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if sys.stdout.isatty():  # the programs write into pipes, and cannot know
+            os.environ.setdefault("WEBHOOKS_LOG_FORMAT", "console")
         try:
             with (
                 engines.embedded() as cluster,
