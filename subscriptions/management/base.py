@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 from django.core.exceptions import ImproperlyConfigured, ValidationError
@@ -22,6 +23,7 @@ from django.core.management.base import (
     DjangoHelpFormatter,
 )
 from django.db import InterfaceError, OperationalError, ProgrammingError, models
+from django.utils import timezone
 from psycopg import errors
 from psycopg_pool import PoolTimeout
 from rich.text import Text
@@ -210,6 +212,30 @@ def seconds(text: str) -> float:
     if not 0 <= value <= 366 * 86400:
         raise ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to a year")
     return value
+
+
+_AGO = re.compile(r"(\d{1,9})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def moment(text: str) -> datetime:
+    """An argparse type: a time ago (`90s`, `15m`, `2h`, `7d`) or ISO 8601, UTC unless it says."""
+    try:
+        if match := _AGO.fullmatch(text):
+            return timezone.now() - timedelta(**{_UNITS[match[2]]: int(match[1])})
+        value = datetime.fromisoformat(text)
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise ArgumentTypeError(
+            f"{text[:80]!r} is not a time; write 2h (two hours ago), 7d or 2026-01-31T12:00"
+        ) from None
+
+
+def delivery_id(text: str) -> int:
+    """An argparse type: the id of a delivery."""
+    if not (text.isascii() and text.isdigit()) or int(text) >= 2**63:
+        raise ArgumentTypeError(f"{text[:80]!r} is not the id of a delivery, which is a number")
+    return int(text)
 
 
 def sentence(error: ValidationError) -> str:

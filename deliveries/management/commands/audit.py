@@ -9,12 +9,12 @@ from uuid import UUID
 from django.core.management.base import CommandParser
 from rich.text import Text
 
-from deliveries.management.commands.replay import moment
 from subscriptions.management.base import (
     OperatorCommand,
     add_json_flag,
     add_tenant_flag,
     find_one,
+    moment,
     whole_number,
 )
 from subscriptions.management.tables import Column, Row

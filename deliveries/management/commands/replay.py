@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from argparse import ArgumentTypeError
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
-from django.utils import timezone
 
 from deliveries.keeping.replay import (
     FINISHED,
@@ -23,34 +19,15 @@ from subscriptions.management.base import (
     OperatorCommand,
     add_json_flag,
     add_tenant_flag,
+    delivery_id,
     find_one,
+    moment,
 )
 
-_AGO = re.compile(r"(\d{1,9})([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 # How many refusals are spelt out; the others are counted.
 SHOWN = 20
 # After how many batches a long replay says how far it is.
 PROGRESS = 50
-
-
-def moment(text: str) -> datetime:
-    """An argparse type: a time ago (`90s`, `15m`, `2h`, `7d`) or ISO 8601, UTC unless it says."""
-    try:
-        if match := _AGO.fullmatch(text):
-            return timezone.now() - timedelta(**{_UNITS[match[2]]: int(match[1])})
-        value = datetime.fromisoformat(text)
-        return value if value.tzinfo else value.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise ArgumentTypeError(
-            f"{text[:80]!r} is not a time; write 2h (two hours ago), 7d or 2026-01-31T12:00"
-        ) from None
-
-
-def _delivery_id(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) >= 2**63:
-        raise ArgumentTypeError(f"{text[:80]!r} is not the id of a delivery, which is a number")
-    return int(text)
 
 
 class Command(OperatorCommand):
@@ -67,7 +44,7 @@ class Command(OperatorCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "ids", nargs="*", type=_delivery_id, metavar="DELIVERY_ID", help="id of a delivery"
+            "ids", nargs="*", type=delivery_id, metavar="DELIVERY_ID", help="id of a delivery"
         )
         parser.add_argument("--subscription", metavar="NAME", help="name or id of a subscription")
         add_tenant_flag(
