@@ -3,10 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
+import redis
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, register
+from django.core.checks import CheckMessage, Error, Warning, register
+from django.db import DatabaseError, connection
+from psycopg_pool import PoolTimeout
 
+from deliveries.monitoring import workers
+from deliveries.monitoring.sweeps import seconds_since_sweep
+from deliveries.waking.queues import DELIVER, MAINTENANCE, RECOVER
 from deliveries.waking.redis_address import RedisAddress
+
+# What each queue is for, and how old the last sweep may be, in seconds.
+QUEUES = {
+    DELIVER: "nothing is sent to receivers that answer",
+    RECOVER: "nothing is sent to receivers that are failing",
+    MAINTENANCE: "nothing is swept, probed or removed",
+}
+MAX_SWEEP_AGE = 60.0
 
 
 @register("webhooks")
@@ -28,3 +42,53 @@ def check_redis(**_: Any) -> Sequence[CheckMessage]:
             id="webhooks.E010",
         )
     ]
+
+
+@register("webhooks", deploy=True)
+def check_what_runs(**_: Any) -> Sequence[CheckMessage]:
+    """Whether the database answers, and, as Redis knows it, whether beat and workers are there."""
+    found: list[CheckMessage] = []
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except (DatabaseError, PoolTimeout) as error:
+        found.append(
+            Warning(
+                f"The database cannot be used: {' '.join(str(error).split())}",
+                hint="Start PostgreSQL, or correct DATABASE_URL.",
+                id="webhooks.W110",
+            )
+        )
+    try:
+        since, seen = seconds_since_sweep(), workers.seen()
+    except (redis.RedisError, ValueError) as error:
+        found.append(
+            Warning(
+                "Redis cannot be used, so it is not known whether beat and workers run: "
+                f"{' '.join(str(error).split())}",
+                hint="Start Redis or Valkey, or correct REDIS_URL.",
+                id="webhooks.W111",
+            )
+        )
+        return found
+    if since is None or since > MAX_SWEEP_AGE:
+        when = "never" if since is None else f"{since:.0f} s ago"
+        found.append(
+            Warning(
+                f"The last sweep was {when}: beat or the queue {MAINTENANCE!r} has nobody.",
+                hint="Start beat: `celery -A webhooks_project beat`, or all by `manage.py up`.",
+                id="webhooks.W112",
+            )
+        )
+    served = {queue for worker in seen for queue in worker.queues}
+    found += [
+        Warning(
+            f"No worker serves the queue {queue!r}: {without}.",
+            hint=f"Start one: `celery -A webhooks_project worker --pool threads -Q {queue}`, or "
+            "all by `manage.py up`.",
+            id="webhooks.W113",
+        )
+        for queue, without in QUEUES.items()
+        if queue not in served
+    ]
+    return found

@@ -88,6 +88,57 @@ def check_project(**_: Any) -> Sequence[CheckMessage]:
     return found
 
 
+@register("webhooks", deploy=True)
+def check_deployment(**_: Any) -> Sequence[CheckMessage]:
+    """What is fit for development alone, and makes no error."""
+    try:
+        values = conf()
+    except ImproperlyConfigured:
+        return []  # `check_settings` says so
+    found: list[CheckMessage] = []
+    if settings.DEBUG:
+        found.append(
+            Warning(
+                "DEBUG is on: error pages show settings and variables to whoever meets them.",
+                hint="Unset WEBHOOKS_DEBUG.",
+                id="webhooks.W101",
+            )
+        )
+    if made := getattr(settings, "KEYS_OF_THE_CHECKOUT", ()):
+        found.append(
+            Warning(
+                f"{' and '.join(made)}: this checkout made its own, in a file beside its data.",
+                hint="Set keys of your own, and keep them where a backup of the database is not: "
+                "without WEBHOOKS_SECRET_KEYS no signing secret can be read.",
+                id="webhooks.W104",
+            )
+        )
+    if private := [network for network in values.allowed_networks if not network.is_global]:
+        found.append(
+            Warning(
+                "Receivers may be in networks that are not public: "
+                f"{', '.join(map(str, private))}.",
+                hint="Whoever may write a subscription's URL can send requests there. Leave only "
+                "what is needed in WEBHOOKS_ALLOWED_NETWORKS.",
+                id="webhooks.W102",
+            )
+        )
+    longest = sum(values.quick_retries + values.slow_retries) * (1 + values.retry_jitter)
+    for name in ("keep_failed_days", "hold_days"):
+        days = getattr(values, name)
+        if longest > days * 86400:
+            found.append(
+                Warning(
+                    f"The retries of a delivery take up to {longest / 86400:.1f} days, and "
+                    f"WEBHOOKS_{name.upper()} is {days:g}: what is held or has failed may be gone "
+                    "before its like has been tried for the last time.",
+                    hint=f"Raise WEBHOOKS_{name.upper()}, or shorten WEBHOOKS_SLOW_RETRIES.",
+                    id="webhooks.W103",
+                )
+            )
+    return found
+
+
 @register("webhooks", Tags.database)
 def check_stored_secrets(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
     """Whether the keys read what is stored. Silent if the database is unreachable or empty."""

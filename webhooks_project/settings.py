@@ -55,6 +55,10 @@ for _here, _there in (("DATABASE_URL", "REDIS_URL"), ("REDIS_URL", "DATABASE_URL
 if engines.embedded_database():
     for _name, _value in local_keys().items():
         os.environ[_name] = os.environ.get(_name) or _value
+    # `check --deploy` names them.
+    KEYS_OF_THE_CHECKOUT = [
+        _name for _name, _value in local_keys().items() if os.environ[_name] == _value
+    ]
 
 SECRET_KEY = os.environ.get("SECRET_KEY", "")
 if not SECRET_KEY:
