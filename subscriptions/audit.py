@@ -169,7 +169,8 @@ def of_deliveries(rows: Iterable[tuple[int, UUID]]) -> list[Entry]:
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What a change of fields is in an entry: of each field that differs, old and new value.
 
-    Without `old` where that is not known. Values of headers, which may be tokens, are masked.
+    Without `old` where that is not known. Values of headers and the query of a URL, which may be
+    tokens, are masked.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, value in new.items():
@@ -177,18 +178,25 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[st
             continue
         known = {"old": old[name]} if name in old else {}
         found[name] = {**known, "new": value}
-        if name == "headers":
-            before = old.get(name)
-            found[name] = {key: _masked(one) for key, one in found[name].items()}
-            if isinstance(before, dict) and isinstance(value, dict):
-                for header in before.keys() & value.keys():
-                    if before[header] != value[header]:
-                        found[name]["new"][header] = f"{MASKED} (another value)"
+        if name in _MASKS:
+            mask = _MASKS[name]
+            found[name] = {key: mask(one) for key, one in found[name].items()}
+            if found[name].get("old") == found[name]["new"]:
+                found[name]["new"] = mask(value, " (another value)")
     return found
 
 
-def _masked(headers: Any) -> Any:
-    return dict.fromkeys(headers, MASKED) if isinstance(headers, dict) else MASKED
+def _masked_headers(headers: Any, note: str = "") -> Any:
+    return dict.fromkeys(headers, MASKED + note) if isinstance(headers, dict) else MASKED + note
+
+
+def _masked_url(url: Any, note: str = "") -> str:
+    """Without the query, where tokens are."""
+    address, question, _ = str(url).partition("?")
+    return f"{address}{question and question + MASKED}{note}"
+
+
+_MASKS: dict[str, Callable[..., Any]] = {"headers": _masked_headers, "url": _masked_url}
 
 
 def story(action: str, detail: Mapping[str, Any]) -> str:

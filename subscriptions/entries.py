@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.db import models
 from django.db.models import Q
+from django.db.models.signals import pre_delete
+from django.dispatch import receiver
 from django.utils import timezone
 
 from subscriptions import audit
@@ -85,7 +87,7 @@ class AuditEntry(models.Model):
 
     class Meta:
         verbose_name = "audit entry"
-        verbose_name_plural = "audit"
+        verbose_name_plural = "audit entries"
         ordering: ClassVar = ["-at", "-id"]
         default_permissions = ("view",)
         constraints: ClassVar = [
@@ -128,3 +130,9 @@ class AuditEntry(models.Model):
     def story(self) -> str:
         """What is worth knowing of it, in one line; empty if the action says it all."""
         return audit.story(self.action, self.detail)
+
+
+@receiver(pre_delete, sender="subscriptions.Subscription")
+def _record_deletion(instance: models.Model, **_: Any) -> None:
+    """In the transaction of the deletion, for each, however it is deleted."""
+    audit.record("deleted", [instance.pk])

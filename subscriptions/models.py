@@ -13,7 +13,7 @@ from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, transaction
 from django.db.models import F, Q
-from django.db.models.signals import post_save, pre_delete
+from django.db.models.signals import post_save
 from django.dispatch import receiver
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
@@ -374,12 +374,6 @@ def _give_first_secret(instance: Subscription, created: bool, raw: bool, **_: An
         SigningSecret.objects.create(
             subscription=instance, ciphertext=ciphertext or _new_ciphertext()
         )
-
-
-@receiver(pre_delete, sender=Subscription)
-def _record_deletion(instance: Subscription, **_: Any) -> None:
-    """In the transaction of the deletion, for each, however it is deleted."""
-    audit.record("deleted", [instance.pk])
 
 
 class TripFuse(models.Model):

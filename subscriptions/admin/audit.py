@@ -18,6 +18,7 @@ from django.utils.safestring import SafeString
 from subscriptions.admin.careful import CarefulAdmin
 from subscriptions.admin.display import ago, chip, short
 from subscriptions.models import AuditEntry
+from subscriptions.times import age, exact
 
 # As many entries are counted and can be paged through; who looks for older ones narrows the list.
 MAX_LISTED = 5000
@@ -79,7 +80,7 @@ class AuditEntryAdmin(CarefulAdmin):
     paginator = CountingSome
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
-    fields = ("at", "what", "about", "tenant", "who", "how", "details", "notice")
+    fields = ("exactly", "what", "about", "tenant", "who", "how", "details", "notice")
     readonly_fields = fields
 
     class Media:
@@ -98,6 +99,10 @@ class AuditEntryAdmin(CarefulAdmin):
     def when(self, entry: AuditEntry) -> SafeString | str:
         return ago(entry.at)
 
+    @admin.display(description="at")
+    def exactly(self, entry: AuditEntry) -> str:
+        return f"{exact(entry.at)} ({age(entry.at)})"
+
     @admin.display(description="action")
     def what(self, entry: AuditEntry) -> SafeString:
         return chip(entry.get_action_display(), _KINDS.get(entry.action, "idle"))
@@ -113,9 +118,9 @@ class AuditEntryAdmin(CarefulAdmin):
     def who(self, entry: AuditEntry) -> str:
         return entry.who
 
-    @admin.display(description="what changed, or why")
+    @admin.display(description="why")
     def how(self, entry: AuditEntry) -> SafeString | str:
-        return short(entry.story, 100)
+        return short(entry.story, 70)
 
     @admin.display(description="told")
     def told_now(self, entry: AuditEntry) -> SafeString | str:
