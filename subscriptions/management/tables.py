@@ -77,8 +77,8 @@ def text_line(
     and dim."""
     console = _console(width, colours=colours)
     found = safe(text, "dim") if isinstance(text, str) else text
-    line = Text(" " * indent, no_wrap=True, overflow="ellipsis").append_text(found)
-    console.print(line)
+    line = Text(" " * indent).append_text(found)
+    console.print(line, no_wrap=True, overflow="ellipsis")
     return _written(console).rstrip("\n")
 
 

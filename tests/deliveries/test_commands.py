@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.core.management import call_command
@@ -23,6 +24,7 @@ from subscriptions.models import Subscription, TripFuse
 from tests.commands import refusal, run, run_json
 from tests.factories import make_subscription, statuses
 from tests.subscriptions.test_commands import trip
+from tests.terminal import terminal
 
 pytestmark = pytest.mark.django_db
 
@@ -107,13 +109,12 @@ def test_tripped_subscriptions_are_listed_first_with_their_error() -> None:
     heading, first, error, *others = run("subscriptions").splitlines()
     assert heading.split()[0] == "STATE"
     assert tripped.auto_disabled_at is not None
-    assert first.split() == [
-        "tripped", *tripped.auto_disabled_at.strftime("%Y-%m-%d %H:%M").split(), "1", "0", "3", "c",
-    ]  # fmt: skip
-    assert "503 Service Unavailable" in error
-    assert [line.split() for line in others] == [
-        ["paused", "-", "0", "0", "0", "b"],
-        ["active", "-", "0", "3", "0", "a"],
+    assert first.split() == ["TRIPPED", "c", urlsplit(tripped.url).netloc, "0", "3", "never"]
+    since = f"{tripped.auto_disabled_at:%Y-%m-%d %H:%M:%S}"
+    assert error.startswith(f"  since {since} (just now): 503 Service Unavailable")
+    assert [(*line.split()[:2], *line.split()[3:]) for line in others] == [
+        ("PAUSED", "b", "0", "0", "never"),
+        ("ACTIVE", "a", "3", "0", "never"),
     ]
     assert all(len(line) <= 80 for line in run("subscriptions").splitlines())
 
@@ -137,14 +138,37 @@ def test_what_backs_off_says_until_when_and_why() -> None:
     until = timezone.now() + timedelta(minutes=4)
     Lane.objects.create(subscription=subscription, failures=1, resume_at=until)
     _, row, note = run("subscriptions").splitlines()
-    assert row.split() == ["active", "-", "0", "1", "0", "a"]
-    assert note.startswith(f"         backing off until {until:%Y-%m-%d %H:%M:%S} UTC, because 429")
+    assert row.split()[:2] == ["ACTIVE", "a"]
+    assert note.startswith(f"  backing off until {until:%Y-%m-%d %H:%M:%S} UTC, because 429")
     [one] = run_json("subscriptions")
     assert one["backing_off_until"] == until.isoformat()
     assert one["backing_off_because"] == "429 Too Many Requests"
     Lane.objects.update(resume_at=timezone.now())
     assert "backing off" not in run("subscriptions")
     assert run_json("subscriptions")[0]["backing_off_until"] is None
+
+
+def test_what_fails_comes_after_what_tripped_with_its_count(
+    configure: Callable[..., None],
+) -> None:
+    configure(circuit_threshold=5)
+    make_subscription(name="a")
+    make_subscription(name="b", url="https://other.example:8443/x?token=canary")
+    Subscription.objects.filter(name="b").update(consecutive_failures=3, last_error="503")
+    _, first, note, second = run("subscriptions").splitlines()
+    assert first.startswith("FAILING · 3/5  b ")
+    assert "other.example:8443" in first
+    assert "canary" not in first
+    assert note == "  503"
+    assert second.startswith("ACTIVE")
+    assert [one["name"] for one in run_json("subscriptions", "--state", "failing")] == ["b"]
+    assert [one["name"] for one in run_json("subscriptions", "--state", "active")] == ["b", "a"]
+    assert [one["name"] for one in run_json("subscriptions", "--host", "other.example")] == ["b"]
+    assert "not a host" in refusal("subscriptions", "--host", "a/b", code=2)
+    with terminal(80) as screen:
+        call_command("subscriptions", stdout=screen.stream)
+    assert "\x1b[33mFAILING" in screen.raw
+    assert all(len(line) <= 80 for line in screen.text.splitlines())
 
 
 def test_lanes_are_listed_if_asked() -> None:
@@ -174,12 +198,12 @@ def test_tenants_have_a_column_if_there_are_any() -> None:
     make_subscription(name="billing", tenant="acme")
     make_subscription(name="audit", all_tenants=True)
     lines = run("subscriptions").splitlines()
-    assert [line.split()[5:] for line in lines[1:]] == [
+    assert [line.split()[1:3] for line in lines[1:]] == [
         ["(all)", "audit"],
-        ["own"],
+        ["–", "own"],
         ["acme", "billing"],
     ]
-    assert lines[0].endswith("TENANT  NAME")
+    assert lines[0].split()[:3] == ["STATE", "TENANT", "NAME"]
     [one] = run_json("subscriptions", "--tenant", "acme")
     assert (one["name"], one["tenant"], one["all_tenants"]) == ("billing", "acme", False)
     assert {one["name"] for one in run_json("subscriptions", "--tenant", "")} == {"own", "audit"}

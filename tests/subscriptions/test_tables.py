@@ -45,6 +45,7 @@ def test_a_terminal_gets_colours_and_lines_that_fit_it() -> None:
         assert all(len(line) <= width for line in lines)
         assert lines[1].endswith("  1,234,567")
         assert "…" in lines[1]
+        assert len(lines) == 4
 
 
 def test_a_pipe_gets_plain_text_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from textwrap import shorten
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
-from django.core.management.base import CommandParser
+from django.core.management.base import CommandError, CommandParser
+from rich.text import Text
 
 from deliveries.keeping.backlog import (
     Backlog,
@@ -18,17 +19,32 @@ from deliveries.keeping.backlog import (
     is_sending,
 )
 from deliveries.models import Lane
+from subscriptions.conf import conf
 from subscriptions.management.base import (
     OperatorCommand,
     add_json_flag,
     add_tenant_flag,
     when,
 )
-from subscriptions.management.tables import WIDTH
+from subscriptions.management.tables import Column, Row, safe
 from subscriptions.models import Subscription
+from subscriptions.times import age, exact
 
 # What needs an operator comes first.
-_ORDER = ("tripped", "paused", "active")
+_ORDER = ("tripped", "failing", "paused", "active")
+
+
+_CHOSEN: dict[str, Callable[[Any], Any]] = {
+    "tripped": lambda chosen: chosen.tripped(),
+    "failing": lambda chosen: chosen.active().filter(consecutive_failures__gt=0),
+    "paused": lambda chosen: chosen.paused(),
+    "active": lambda chosen: chosen.active(),
+}
+
+
+def _urgency(one: Subscription) -> tuple[int, str, str]:
+    failing = one.state == "active" and one.consecutive_failures
+    return _ORDER.index("failing" if failing else one.state), one.tenant, one.name
 
 
 class _Shown(NamedTuple):
@@ -49,16 +65,25 @@ class _Shown(NamedTuple):
 class Command(OperatorCommand):
     help = (
         "List the subscriptions with their state: tripped ones first, with the time of the trip "
-        "and the last error; until when one backs off, and why. FAILS is the number of failures "
-        "in a row. The first line says if the fuse is blown (with --json on standard error)."
+        "and the last error, then those that fail, with how many failures in a row of how many "
+        "trip them; until when one backs off, and why. The first line says if the fuse is blown "
+        "(with --json on standard error)."
     )
-    examples = ("", "--state tripped", "--tenant acme", "--lanes", "--json")
+    examples = (
+        "",
+        "--state tripped",
+        "--host hooks.example.com",
+        "--tenant acme",
+        "--lanes",
+        "--json",
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--state", choices=_ORDER, help="only those in this state")
         parser.add_argument(
             "--lanes", action="store_true", help="also say to whom a worker is sending just now"
         )
+        parser.add_argument("--host", help="only those at this host, or host:port")
         add_tenant_flag(parser, "only those of this tenant; '' is the application itself")
         add_json_flag(parser)
 
@@ -67,9 +92,14 @@ class Command(OperatorCommand):
         if options["tenant"] is not None:
             chosen = chosen.filter(tenant=options["tenant"])
         if options["state"]:
-            chosen = getattr(chosen, options["state"])()
-        found = sorted(chosen, key=lambda one: (_ORDER.index(one.state), one.tenant, one.name))
-        some = options["state"] or options["tenant"] is not None
+            chosen = _CHOSEN[options["state"]](chosen)
+        if options["host"]:
+            try:
+                chosen = chosen.at_host(options["host"])
+            except ValueError as error:
+                raise CommandError(str(error), returncode=2) from None
+        found = sorted(chosen, key=_urgency)
+        some = options["state"] or options["host"] or options["tenant"] is not None
         ids = [subscription.pk for subscription in found] if some else None
         waiting = backlogs(ids)
         lanes = Lane.objects.in_bulk(ids)
@@ -91,45 +121,61 @@ class Command(OperatorCommand):
             return
         if not shown:
             whose = f" of the tenant {options['tenant']!r}" if options["tenant"] else ""
+            whose += f" at {options['host']}" if options["host"] else ""
             what = f"is {options['state']}" if options["state"] else "exists yet"
             self.stdout.write(f"No subscription{whose} {what}.")
             return
-        # A column for those who have tenants, as wide as the longest one.
-        tenants = [_tenant(row.subscription) for row in shown]
-        width = max(len("TENANT"), *map(len, tenants)) if any(tenants) else 0
-        title = f"{'TENANT':<{width}}  NAME" if width else "NAME"
-        self.stdout.write(_row("STATE", "TRIPPED AT (UTC)", "FAILS", "PENDING", "HELD", title))
-        for row in shown:
-            since = row.subscription.auto_disabled_at
-            self.stdout.write(
-                _row(
-                    row.subscription.state,
-                    since.strftime("%Y-%m-%d %H:%M") if since else "-",
-                    row.subscription.consecutive_failures,
-                    row.backlog.pending,
-                    row.backlog.held,
-                    f"{_tenant(row.subscription):<{width}}  {row.subscription.name}"
-                    if width
-                    else row.subscription.name,
+        # A column for those who have tenants.
+        tenants = any(_tenant(row.subscription) for row in shown)
+        self.write_table(
+            [
+                Column("STATE"),
+                *([Column("TENANT", shrinks=True)] if tenants else []),
+                Column("NAME", shrinks=True),
+                Column("HOST", shrinks=True),
+                Column("PENDING", right=True),
+                Column("HELD", right=True),
+                Column("LAST OK"),
+            ],
+            [
+                Row(
+                    [
+                        _state(row.subscription),
+                        *([_tenant(row.subscription)] if tenants else []),
+                        row.subscription.name,
+                        urlsplit(row.subscription.url).netloc.rpartition("@")[2],
+                        row.backlog.pending,
+                        row.backlog.held,
+                        age(at) if (at := row.subscription.last_success_at) else "never",
+                    ],
+                    list(_notes(row, lanes=options["lanes"])),
                 )
-            )
-            for note in _notes(row, lanes=options["lanes"]):
-                self.stdout.write(f"         {shorten(note, WIDTH - 9)}")
+                for row in shown
+            ],
+        )
+
+
+def _state(subscription: Subscription) -> Text:
+    if subscription.state == "tripped":
+        return safe("TRIPPED", "bold red")
+    if subscription.state == "paused":
+        return safe("PAUSED", "dim")
+    if failures := subscription.consecutive_failures:
+        return safe(f"FAILING · {failures}/{conf().circuit_threshold}", "yellow")
+    return safe("ACTIVE", "green")
 
 
 def _tenant(subscription: Subscription) -> str:
     return "(all)" if subscription.all_tenants else subscription.tenant
 
 
-def _row(state: str, since: str, fails: object, pending: object, held: object, name: str) -> str:
-    return f"{state:<8} {since:<16} {fails:>5} {pending:>8} {held:>8}  {name}"
-
-
-def _notes(row: _Shown, *, lanes: bool) -> Iterator[str]:
+def _notes(row: _Shown, *, lanes: bool) -> Iterator[str | Text]:
     """What is said below the row of a subscription, a line each."""
+    if since := row.subscription.auto_disabled_at:
+        yield safe(f"since {exact(since)} ({age(since)}): {row.subscription.last_error}", "red")
     if waits := row.backoff:
         yield str(waits)
-    elif row.subscription.last_error:
+    elif row.subscription.last_error and not since:
         yield row.subscription.last_error
     if row.discarding:
         yield f"discarding {row.discarding:,} of {row.backlog.held:,} held deliveries"
