@@ -99,9 +99,9 @@ class OperatorCommand(BaseCommand):
         """On a terminal as wide as that is, and coloured; else plain."""
         self.stdout.write(table(columns, rows, width=self.width, colours=self.colours))
 
-    def write_line(self, text: str | Text) -> None:
+    def write_line(self, text: str | Text, *, indent: int = 0) -> None:
         """One line of it, in its colours; what is too long for the terminal ends with `…`."""
-        self.stdout.write(text_line(text, width=self.width, colours=self.colours))
+        self.stdout.write(text_line(text, width=self.width, colours=self.colours, indent=indent))
 
     @property
     def width(self) -> int:

@@ -358,17 +358,37 @@ def test_a_subscriptions_failures_are_chosen_by_status_and_time(woken: list[Any]
         publish("test.a", {})
         finish(status, timedelta(hours=age))
     assert run("replay", "--subscription", "a", "--dry-run") == (
-        "3 deliveries would be sent again.\n"
+        "3 deliveries would be sent again.\n  a: 3\n"
     )
     words = ("replay", "--subscription", "a", "--dry-run")
-    assert run_json(*words, "--since", "2h") == {"chosen": 1}
-    assert run_json(*words, "--since", "1d", "--until", "2h") == {"chosen": 1}
-    assert run_json(*words, "--status", "succeeded") == {"chosen": 1}
+    assert run_json(*words, "--since", "2h") == {"chosen": 1, "by_subscription": {"a": 1}}
+    assert run_json(*words, "--since", "1d", "--until", "2h")["chosen"] == 1
+    assert run_json(*words, "--status", "succeeded")["chosen"] == 1
+    assert run_json(*words, "--topic", "test.a")["chosen"] == 3
+    assert run_json(*words, "--topic", "test.b")["chosen"] == 0
     tomorrow = (timezone.now() + timedelta(days=1)).date().isoformat()
-    assert run_json(*words, "--since", tomorrow) == {"chosen": 0}
+    assert run_json(*words, "--since", tomorrow) == {"chosen": 0, "by_subscription": {}}
     assert Delivery.objects.filter(status="pending").count() == 0
     assert run_json("replay", "--subscription", "a")["pending"] == 3
     assert Delivery.objects.filter(status="pending", **chosen).count() == 3
+
+
+def test_a_dry_run_counts_by_subscription_and_changes_nothing(woken: list[Any]) -> None:
+    """Of the given ids, those that would be sent again."""
+    for name in "ab":
+        make_subscription(name=name)
+    publish("test.a", {})
+    publish("test.a", {})
+    finished = finish(subscription__name="a") + finish(subscription__name="b")
+    publish("test.a", {})
+    ids = [str(one) for one in Delivery.objects.values_list("pk", flat=True)]
+    before = statuses(Subscription.objects.get(name="a"))
+    assert len(finished) == 4
+    assert run_json("replay", *ids, "--dry-run") == {
+        "chosen": 4, "by_subscription": {"a": 2, "b": 2},
+    }  # fmt: skip
+    assert statuses(Subscription.objects.get(name="a")) == before
+    assert woken == []
 
 
 def test_a_large_replay_goes_in_batches(monkeypatch: pytest.MonkeyPatch, woken: list[Any]) -> None:

@@ -80,4 +80,6 @@ class Command(OperatorCommand):
         if found.missed:
             self.write_line("Not reached, the nearest first:")
             for missed in found.missed:
-                self.write_line(safe(f"  {missed.subscription}  {missed.pattern}  {missed.why}"))
+                self.write_line(
+                    safe(f"{missed.subscription}, {missed.pattern}: {missed.why}"), indent=2
+                )

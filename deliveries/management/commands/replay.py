@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
+from django.db.models import Count, QuerySet
 
 from deliveries.keeping.replay import (
     FINISHED,
@@ -23,6 +24,8 @@ from subscriptions.management.base import (
     find_one,
     moment,
 )
+from subscriptions.management.tables import safe
+from subscriptions.models import Subscription
 
 # How many refusals are spelt out; the others are counted.
 SHOWN = 20
@@ -69,16 +72,22 @@ class Command(OperatorCommand):
             metavar="TIME",
             help="with --subscription: events published before then",
         )
-        parser.add_argument("--dry-run", action="store_true", help="only say how many there are")
+        parser.add_argument("--topic", help="with --subscription: only of events with this topic")
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="only say how many there are, of which subscription",
+        )
         add_json_flag(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        narrowed = any(options[name] for name in ("tenant", "status", "since", "until"))
+        narrowed = any(options[name] for name in ("tenant", "status", "since", "until", "topic"))
         if bool(options["ids"]) == bool(options["subscription"]):
             raise CommandError("Give the ids of deliveries, or --subscription NAME.", returncode=2)
         if options["ids"] and narrowed:
             raise CommandError(
-                "--tenant, --status, --since and --until go with --subscription.", returncode=2
+                "--tenant, --status, --topic, --since and --until go with --subscription.",
+                returncode=2,
             )
         if options["ids"]:
             self._replay_ids(list(dict.fromkeys(options["ids"])), options)
@@ -87,7 +96,8 @@ class Command(OperatorCommand):
 
     def _replay_ids(self, ids: list[int], options: dict[str, Any]) -> None:
         if options["dry_run"]:
-            self._say_how_many(len(ids), options)
+            finished = Delivery.objects.filter(pk__in=ids, status__in=FINISHED)
+            self._say_how_many(finished, options)
             return
         replayed, changed = replay(ids)
         refused = why_not([delivery_id for delivery_id in ids if delivery_id not in changed])
@@ -106,9 +116,10 @@ class Command(OperatorCommand):
             statuses=options["status"] or [Delivery.Status.FAILED, Delivery.Status.DISCARDED],
             since=options["since"],
             until=options["until"],
+            topic=options["topic"],
         )
         if options["dry_run"]:
-            self._say_how_many(chosen.rows().count(), options)
+            self._say_how_many(chosen.rows(), options)
             return
         total = Replayed()
         for number, total in enumerate(replay_chosen(chosen), start=1):
@@ -116,11 +127,20 @@ class Command(OperatorCommand):
                 self.stderr.write(f"… {_deliveries(sum(total))} so far")
         self._report(total, {}, options)
 
-    def _say_how_many(self, count: int, options: dict[str, Any]) -> None:
+    def _say_how_many(self, rows: QuerySet[Delivery], options: dict[str, Any]) -> None:
+        """Of what is there now; nothing is changed."""
+        counted = rows.order_by().values_list("subscription_id").annotate(Count("pk"))
+        counts = dict(counted)
+        known = Subscription.objects.in_bulk(list(counts))
+        names = {str(known[key]): number for key, number in counts.items() if key in known}
+        # A deleted one's are not sent again.
+        total = sum(names.values())
         if options["json"]:
-            self.write_json({"chosen": count})
-        else:
-            self.stdout.write(f"{_deliveries(count)} would be sent again.")
+            self.write_json({"chosen": total, "by_subscription": names})
+            return
+        self.stdout.write(f"{_deliveries(total)} would be sent again.")
+        for name, number in sorted(names.items()):
+            self.write_line(safe(f"{name}: {number:,}"), indent=2)
 
     def _report(self, replayed: Replayed, refused: dict[int, str], options: dict[str, Any]) -> None:
         if options["json"]:
