@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path
-from django.utils import timezone
+from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import ngettext
 
+from deliveries.admin.acts import ACTS, Act
 from deliveries.admin.pagination import EstimatingPaginator
 from deliveries.admin.readonly import IndexedChangeList
 from deliveries.keeping.backlog import (
@@ -29,14 +31,40 @@ from deliveries.keeping.backlog import (
     fuse_blown_at,
     is_sending,
 )
-from deliveries.models import Lane
+from deliveries.keeping.recent import recent
+from deliveries.models import Delivery, Event, Lane
+from deliveries.monitoring.rollups import hourly
 from deliveries.sending.send_test import send_tests
-from subscriptions.admin.display import chip, link
+from subscriptions.admin.display import (
+    ago,
+    chip,
+    explained,
+    link,
+    moment,
+    page_of,
+    short,
+    sparkline,
+    state_told,
+    state_words,
+)
 from subscriptions.admin.subscriptions import SubscriptionAdmin
-from subscriptions.models import Subscription
+from subscriptions.circuit import fuse
+from subscriptions.models import AuditEntry, Subscription
 
 # The page waits for the slowest receiver, and shows a message for each.
 MAX_TESTS = 50
+# The page of an act names each one.
+MAX_CHOSEN = 1000
+# Deliveries, and entries of the audit, on a subscription's page.
+LATEST = 8
+
+STATUS_KINDS = {
+    "pending": "busy",
+    "held": "idle",
+    "succeeded": "good",
+    "failed": "bad",
+    "discarded": "idle",
+}
 
 
 class BacklogChangeList(IndexedChangeList):
@@ -47,14 +75,22 @@ class BacklogChangeList(IndexedChangeList):
         page: list[Subscription] = list(self.result_list)
         waiting = backlogs(subscription.pk for subscription in page)
         lanes = Lane.objects.in_bulk([subscription.pk for subscription in page])
+        rates = hourly(subscription.pk for subscription in page)
         for subscription in page:
+            subscription.rates = rates.get(subscription.pk, [])  # type: ignore[attr-defined]
             subscription.backlog = waiting.get(subscription.pk, Backlog())  # type: ignore[attr-defined]
             subscription.known_lane = lanes.get(subscription.pk)  # type: ignore[attr-defined]
         self.result_list = page
 
 
 class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
-    list_display = (*SubscriptionAdmin.list_display[:-1], "waiting", "error")
+    list_display = (
+        *SubscriptionAdmin.list_display[:2],
+        "success",
+        "last_delivery",
+        "waiting",
+        *SubscriptionAdmin.list_display[2:],
+    )
     paginator = EstimatingPaginator
     show_full_result_count = False
     how_it_goes = (*SubscriptionAdmin.how_it_goes, "sending_now", "waiting_now")
@@ -63,7 +99,7 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
         "sending_now",
         "waiting_now",
     )
-    actions = (*SubscriptionAdmin.actions, "reset_circuit_and_discard", "send_test")
+    actions = ("reset_circuit", "pause", "resume", "replay", "send_test")
     change_form_template = "admin/deliveries/subscription_change_form.html"
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
@@ -72,25 +108,97 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        blown_at = fuse_blown_at()
-        return super().changelist_view(
-            request, {**(extra_context or {}), "fuse_blown_at": blown_at}
+        banner = {
+            "fuse_blown_at": fuse_blown_at(),
+            "may_reset_fuse": request.user.has_perm("subscriptions.reset_fuse"),
+        }
+        return super().changelist_view(request, {**(extra_context or {}), **banner})
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        subscription = self.get_object(request, object_id)
+        story = {} if subscription is None else self._story(request, subscription)
+        return super().change_view(request, object_id, form_url, {**(extra_context or {}), **story})
+
+    def _story(self, request: HttpRequest, subscription: Subscription) -> dict[str, Any]:
+        """What is shown before the form: the state, what to do, numbers, what happened last."""
+        acts = [
+            (act, f"admin:subscriptions_subscription_{act.name}")
+            for act in ACTS.values()
+            if self.may(request, act.permission) and subscription.state in act.states
+        ]
+        newest = recent(subscription.pk)
+        finished = newest.succeeded + newest.failed + newest.discarded
+        deliveries: list[Delivery] = []
+        if request.user.has_perm("deliveries.view_delivery"):
+            deliveries = list(
+                Delivery.objects.filter(subscription=subscription, id__gt=0).order_by("-id")[
+                    :LATEST
+                ]
+            )
+        events = dict(
+            Event.objects.filter(pk__in=[one.event_id for one in deliveries]).values_list(
+                "pk", "topic"
+            )
         )
+        entries = []
+        if request.user.has_perm("subscriptions.view_auditentry"):
+            entries = [
+                (ago(entry.at), entry.get_action_display(), entry.who, short(entry.story, 100))
+                for entry in AuditEntry.objects.of(subscription.pk)[:LATEST]
+            ]
+        return {
+            "acts": acts,
+            "state_kind": state_words(subscription)[1],
+            "state_words": state_words(subscription)[0],
+            "state_told": state_told(subscription),
+            "sending": self.sending_now(subscription),
+            "waiting": self.waiting_now(subscription),
+            "spark": sparkline(hourly([subscription.pk])[subscription.pk]),
+            "newest": newest,
+            "sample": newest.pending + newest.held + finished,
+            "latest": [
+                (
+                    ago(one.created_at),
+                    link(events.get(one.event_id, "–"), page_of(Delivery), one.pk),
+                    chip(one.status, STATUS_KINDS[one.status]),
+                    one.attempt_count,
+                    short(one.last_error, 60),
+                )
+                for one in deliveries
+            ],
+            "entries": entries,
+        }
 
     @admin.display(description="state")
     def state_now(self, subscription: Subscription) -> SafeString:
         waits = _backoff(subscription)
         if waits is None or subscription.state != "active":
             return super().state_now(subscription)
-        return chip(f"Backing off {timezone.localtime(waits.until):%H:%M}", "busy", str(waits))
+        words = state_words(subscription)[0] if subscription.consecutive_failures else "BACKING OFF"
+        return explained(words, "warn", capfirst(str(waits)))
+
+    @admin.display(description="last 24 h")
+    def success(self, subscription: Subscription) -> SafeString | str:
+        return sparkline(subscription.rates)  # type: ignore[attr-defined]
+
+    @admin.display(description="last delivery")
+    def last_delivery(self, subscription: Subscription) -> SafeString | str:
+        moments = (subscription.last_success_at, subscription.last_failure_at)
+        return ago(max((at for at in moments if at), default=None))
 
     @admin.display(description="sending")
     def sending_now(self, subscription: Subscription) -> str:
         lane = _lane(subscription)
         if waits := _backoff(subscription):
             return capfirst(str(waits))
-        if lane is not None and is_sending(lane):
-            return f"A worker is sending; its lease ends at {lane.lease_until:%H:%M:%S} UTC."
+        if lane is not None and lane.lease_until is not None and is_sending(lane):
+            return f"A worker is sending; its lease ends at {moment(lane.lease_until)}."
         return "Nothing just now."
 
     @admin.display(description="pending / held")
@@ -110,75 +218,147 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
         what = "pending and held deliveries, which are discarded (and stay listed)"
         return to_delete, {**counts, what: f"{ended:,}"}, perms_needed, protected
 
-    @admin.action(description="Reset the circuit, discard what was held", permissions=["change"])
-    def reset_circuit_and_discard(
-        self, request: HttpRequest, chosen: QuerySet[Subscription]
-    ) -> HttpResponse | None:
-        everything = list(chosen)
-        if "confirmed" in request.POST:
-            self.reset_tripped(request, everything, discard_held=True)
-            return None
-        tripped = [subscription for subscription in everything if subscription.state == "tripped"]
-        backlog = backlogs([subscription.pk for subscription in tripped])
-        held = {
-            subscription.pk: backlog.get(subscription.pk, Backlog()).held
-            for subscription in tripped
-        }
-        total = sum(held.values())
-        question = ngettext(
-            "%s held delivery will be discarded", "%s held deliveries will be discarded", total
-        )
-        return TemplateResponse(
-            request,
-            "admin/deliveries/discard_confirmation.html",
-            {
-                **self.admin_site.each_context(request),
-                "opts": self.opts,
-                "title": "Reset and discard?",
-                "rows": [(subscription, f"{held[subscription.pk]:,}") for subscription in tripped],
-                "question": question % f"{total:,}",
-                "unaffected": len(everything) - len(tripped),
-                "action_checkbox_name": ACTION_CHECKBOX_NAME,
-                "media": self.media,
-            },
-        )
+    # What an operator does. A button of a page and an action of the list lead to the same page.
+
+    def has_reset_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "reset")
+
+    def has_pause_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "pause")
+
+    def has_test_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "test")
+
+    def has_replay_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "replay")
+
+    @admin.action(description="Reset the circuit", permissions=["reset"])
+    def reset_circuit(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> HttpResponse:
+        return self._act(request, ACTS["reset"], chosen, "reset_circuit")
+
+    @admin.action(description="Pause", permissions=["pause"])
+    def pause(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> HttpResponse:
+        return self._act(request, ACTS["pause"], chosen, "pause")
+
+    @admin.action(description="Resume", permissions=["pause"])
+    def resume(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> HttpResponse:
+        return self._act(request, ACTS["resume"], chosen, "resume")
+
+    @admin.action(description="Replay", permissions=["replay"])
+    def replay(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> HttpResponse:
+        return self._act(request, ACTS["replay"], chosen, "replay")
+
+    @admin.action(description="Send a test event", permissions=["test"])
+    def send_test(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> HttpResponse:
+        return self._act(request, ACTS["send_test"], chosen, "send_test")
 
     def get_urls(self) -> list[URLPattern]:
         return [
             path(
-                "<path:object_id>/send-test/",
-                self.admin_site.admin_view(self.send_test_view),
-                name="subscriptions_subscription_send_test",
+                "reset-fuse/",
+                self.admin_site.admin_view(self.reset_fuse_view),
+                name="subscriptions_subscription_reset_fuse",
+            ),
+            *(
+                path(
+                    f"<path:object_id>/{act.name.replace('_', '-')}/",
+                    self.admin_site.admin_view(partial(self.act_view, act)),
+                    name=f"subscriptions_subscription_{act.name}",
+                )
+                for act in ACTS.values()
             ),
             *super().get_urls(),
         ]
 
-    def send_test_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        if request.method != "POST":
-            return HttpResponseNotAllowed(["POST"])
+    def act_view(self, act: Act, request: HttpRequest, object_id: str) -> HttpResponse:
+        self.require(request, act.permission)
         subscription = self.get_object(request, object_id)
         if subscription is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined, no-any-return]
-        self.require_change(request, subscription)
-        self._test(request, [subscription])
-        return redirect("admin:subscriptions_subscription_change", subscription.pk)
+        return self._act(request, act, Subscription.objects.filter(pk=subscription.pk), "")
 
-    @admin.action(description="Send a test event", permissions=["change"])
-    def send_test(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> None:
-        subscriptions = list(chosen[: MAX_TESTS + 1])
-        if len(subscriptions) > MAX_TESTS:
-            self.message_user(
-                request,
-                f"Choose at most {MAX_TESTS} subscriptions for a test; nothing was sent.",
-                messages.ERROR,
-            )
-            return
-        self._test(request, subscriptions)
+    def _act(
+        self, request: HttpRequest, act: Act, chosen: QuerySet[Subscription], action: str
+    ) -> HttpResponse:
+        """Ask, or do what was confirmed. `action`: the list's, that asks; none: one's own page."""
+        everything = list(chosen[: MAX_CHOSEN + 1])
+        back = (
+            reverse("admin:subscriptions_subscription_changelist")
+            if action
+            else reverse("admin:subscriptions_subscription_change", args=[everything[0].pk])
+        )
+        limit = MAX_TESTS if act.name == "send_test" else MAX_CHOSEN
+        if len(everything) > limit:
+            told = f"Choose at most {limit:,} subscriptions at once; nothing was done."
+            self.message_user(request, told, messages.ERROR)
+            return redirect(back)
+        confirmed = request.method == "POST" and "confirmed" in request.POST
+        counted = request.method == "POST" and "count" in request.POST
+        form = act.form(request.POST if confirmed or counted else None)
+        valid = form.is_valid()
+        values = form.cleaned_data if valid else {}
+        forecast = act.forecast(everything, values)
+        if confirmed and valid and not forecast.refused:
+            if act.name == "send_test":
+                return self._show_answers(request, everything, back)
+            done = act.do(everything, values)
+            level = messages.SUCCESS if done.changed else messages.WARNING
+            self.message_user(request, done.told, level)
+            if forecast.left:
+                left = f"{forecast.left:,} of those chosen {ngettext('was', 'were', forecast.left)}"
+                self.message_user(request, f"{left} {forecast.left_because}.", messages.WARNING)
+            return redirect(back)
+        return self._page(
+            request,
+            "admin/deliveries/act.html",
+            f"{act.title}: {everything[0]}" if not action else act.title,
+            act=act,
+            form=form,
+            forecast=forecast,
+            asks=act.form_first and not (valid and not forecast.refused),
+            nothing=not forecast.refused and not forecast.rows and not act.form_first,
+            chosen=everything,
+            action=action,
+            back=back,
+            action_checkbox_name=ACTION_CHECKBOX_NAME,
+        )
 
-    def _test(self, request: HttpRequest, subscriptions: list[Subscription]) -> None:
-        for subscription, tested in zip(subscriptions, send_tests(subscriptions), strict=True):
-            level = messages.SUCCESS if tested.succeeded else messages.ERROR
-            self.message_user(request, f"Test event to {subscription}: {tested}", level)
+    def _show_answers(
+        self, request: HttpRequest, subscriptions: list[Subscription], back: str
+    ) -> HttpResponse:
+        answers = list(zip(subscriptions, send_tests(subscriptions), strict=True))
+        return self._page(
+            request, "admin/deliveries/tested.html", "Test events", answers=answers, back=back
+        )
+
+    def _page(
+        self, request: HttpRequest, template: str, title: str, **context: Any
+    ) -> TemplateResponse:
+        return TemplateResponse(
+            request,
+            template,
+            {
+                **self.admin_site.each_context(request),
+                "opts": self.opts,
+                "title": title,
+                "media": self.media,
+                **context,
+            },
+        )
+
+    def reset_fuse_view(self, request: HttpRequest) -> HttpResponse:
+        if not request.user.has_perm("subscriptions.reset_fuse"):
+            raise PermissionDenied
+        if request.method == "POST":
+            fuse.reset()
+            self.message_user(request, "The fuse was reset: circuits trip again.", messages.SUCCESS)
+            return redirect("admin:subscriptions_subscription_changelist")
+        return self._page(
+            request,
+            "admin/deliveries/reset_fuse.html",
+            "Reset the fuse",
+            blown_at=fuse_blown_at(),
+        )
 
 
 def _lane(subscription: Subscription) -> Lane | None:
@@ -201,8 +381,8 @@ def _backoff(subscription: Subscription) -> Backoff | None:
 def _waiting(subscription: Subscription, backlog: Backlog) -> SafeString:
     counts = _count(subscription, "pending", backlog), _count(subscription, "held", backlog)
     if left := being_discarded(_lane(subscription)):
-        return format_html("{} / {} (discarding {})", *counts, f"{left:,}")
-    return format_html("{} / {}", *counts)
+        return format_html("<span>{} / {} (discarding {})</span>", *counts, f"{left:,}")
+    return format_html("<span>{} / {}</span>", *counts)
 
 
 def _count(subscription: Subscription, status: str, backlog: Backlog) -> SafeString | str:

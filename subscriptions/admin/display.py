@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from datetime import datetime
+from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
 
 from django.db.models import Model
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
@@ -25,30 +27,115 @@ def chip(text: str, kind: str, title: str = "") -> SafeString:
     return format_html('<span class="chip chip-{}" title="{}">{}</span>', kind, title, text)
 
 
-def state_chip(subscription: Subscription) -> SafeString:
-    """The state; a tripped one says when, why, and what to do."""
+def moment(at: datetime) -> str:
+    """`2026-04-24 16:24:05`, in the server's time zone, as on all pages."""
+    return f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S}"
+
+
+_numbers = count()
+
+
+def explained(text: str, kind: str, told: str) -> SafeString:
+    """A chip that is a button: it opens what it means, by mouse, finger or keyboard."""
+    key = f"told-{next(_numbers)}"
+    return format_html(
+        '<button type="button" class="chip chip-{}" popovertarget="{}" title="{}">{}</button>'
+        '<span id="{}" class="told" popover>{}</span>',
+        kind, key, told, text, key, told,
+    )  # fmt: skip
+
+
+def state_words(subscription: Subscription) -> tuple[str, str]:
+    """The state as pages say it, and the kind of its chip."""
     state = subscription.state
-    if state == "active" and subscription.consecutive_failures:
-        return chip(
+    if state == "paused":
+        return "PAUSED", "idle"
+    if state == "tripped":
+        assert subscription.auto_disabled_at is not None
+        return f"TRIPPED · {moment(subscription.auto_disabled_at)[:-3]}", "bad"
+    if subscription.consecutive_failures:
+        return (
             f"FAILING · {subscription.consecutive_failures}/{conf().circuit_threshold}",
             "warn",
-            f"{subscription.last_error or 'No error is known'}. It trips after "
-            f"{conf().circuit_threshold} failures in a row.",
         )
-    if state == "active":
-        return chip("Active", "good")
+    return "ACTIVE", "good"
+
+
+def state_told(subscription: Subscription) -> str:
+    """Why it is in this state, since when, when it is probed next, and what to do."""
+    state = subscription.state
+    why = subscription.last_error or "no error is known"
     if state == "paused":
-        return chip("Paused", "idle", "Paused by an operator. Resume it to send again.")
+        return "Paused by an operator. Resume it to send again."
+    if state == "active":
+        if not subscription.consecutive_failures:
+            return "Events are sent as they are published."
+        return f"{why}. It trips after {conf().circuit_threshold} failures in a row."
     assert subscription.auto_disabled_at is not None
-    at = timezone.localtime(subscription.auto_disabled_at)
-    today = at.date() == timezone.localdate()
-    return chip(
-        f"Tripped {at:%H:%M}" if today else f"Tripped {at:%d %b}",
-        "bad",
-        f"Tripped at {at:%Y-%m-%d %H:%M:%S %Z}: {subscription.last_error or 'no error is known'}. "
-        "Select it and choose ‘Reset the circuit’, or run "
-        f"manage.py reset_circuit {shlex.quote(subscription.name)}{_tenant_option(subscription)}",
+    probe = subscription.next_probe_at
+    return (
+        f"Tripped at {moment(subscription.auto_disabled_at)}: {why}. "
+        + (f"Next probe: {moment(probe)}. " if probe else "It is not probed by itself. ")
+        + "Reset the circuit here, or run manage.py reset_circuit "
+        + shlex.quote(subscription.name)
+        + _tenant_option(subscription)
     )
+
+
+def state_chip(subscription: Subscription) -> SafeString:
+    """The state; it opens why, since when, and what to do."""
+    return explained(*state_words(subscription), state_told(subscription))
+
+
+def sparkline(hours: Sequence[tuple[datetime, int, int]]) -> SafeString | str:
+    """Succeeded and failed attempts, an hour a bar; and in words, the share that succeeded."""
+    succeeded, failed = sum(hour[1] for hour in hours), sum(hour[2] for hour in hours)
+    if not succeeded + failed:
+        return "–"
+    share = succeeded / (succeeded + failed)
+    # 99.97 % is not all.
+    percent = f"{share:.0%}" if share in (0, 1) else f"{min(max(share * 100, 0.1), 99.9):.1f}%"
+    told = (
+        f"{percent} of {succeeded + failed:,} attempts succeeded in the last {len(hours)} hours; "
+        f"{failed:,} failed"
+    )
+    highest = max(hour[1] + hour[2] for hour in hours)
+    bars = []
+    for number, (_, good, bad) in enumerate(hours):
+        # Something is never drawn as nothing.
+        high, red = (max(20 * one / highest, 1.5) if one else 0 for one in (good, bad))
+        bars.append((number * 4, 20 - high - red, high, "good"))
+        bars.append((number * 4, 20 - red, red, "bad"))
+    return format_html(
+        '<span class="spark"><svg role="img" aria-label="{}" viewBox="0 -2 {} 22">{}</svg>'
+        "<span>{}</span></span>",
+        told,
+        len(hours) * 4,
+        format_html_join(
+            "",
+            '<rect x="{}" y="{}" width="3" height="{}" class="spark-{}"/>',
+            ((x, f"{y:.1f}", f"{height:.1f}", kind) for x, y, height, kind in bars if height),
+        ),
+        percent,
+    )
+
+
+def patterns(subscription: Subscription) -> SafeString | str:
+    """The first two topic patterns; `+N` opens the rest."""
+    every = [str(one) for one in subscription.topic_patterns]
+    shown = format_html_join(" ", "<code>{}</code>", ((short(one, 28),) for one in every[:2]))
+    if not every[2:]:
+        return shown or "–"
+    return format_html("{} {}", shown, explained(f"+{len(every) - 2}", "idle", ", ".join(every)))
+
+
+def receiver(url: str) -> SafeString:
+    """The host; with a warning if what is sent can be read on its way."""
+    shown = format_html('<span title="{}">{}</span>', url, short(host(url), 32))
+    if not url.lower().startswith("http://"):
+        return shown
+    told = "http: what is sent is not encrypted; anybody on its way can read it. Use https."
+    return format_html("{} {}", shown, explained("http", "warn", told))
 
 
 def _tenant_option(subscription: Subscription) -> str:
@@ -63,7 +150,7 @@ def ago(moment: datetime | None) -> SafeString | str:
     return format_html(
         '<time datetime="{}" title="{}" class="ago">{}</time>',
         local.isoformat(),
-        f"{local:%Y-%m-%d %H:%M:%S %Z}",
+        f"{local:%Y-%m-%d %H:%M:%S}",
         age(moment),
     )
 

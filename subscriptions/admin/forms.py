@@ -6,6 +6,12 @@ import json
 from typing import Any, ClassVar
 
 from django import forms
+from unfold.widgets import (
+    UnfoldAdminCheckboxSelectMultipleWidget,
+    UnfoldAdminRadioSelectWidget,
+    UnfoldAdminTextareaWidget,
+    UnfoldAdminTextInputWidget,
+)
 
 from subscriptions.conf import conf
 from subscriptions.models import Subscription
@@ -75,12 +81,12 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
     groups = forms.MultipleChoiceField(
         label="Topic groups",
         required=False,
-        widget=forms.CheckboxSelectMultiple,
+        widget=UnfoldAdminCheckboxSelectMultipleWidget,
         help_text="Groups of topic patterns, named in WEBHOOKS_TOPIC_GROUPS.",
     )
     topic_patterns = PatternsField(
         required=False,
-        widget=forms.Textarea(attrs={"rows": 6, "cols": 60, "class": "patterns"}),
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 6}),
         help_text="One pattern a line, such as order.* or attacker.>: * is exactly one token, "
         "> at the end is one or more.",
     )
@@ -100,8 +106,8 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
         ]
         field_classes: ClassVar = {"headers": HeadersField}
         widgets: ClassVar = {
-            "url": forms.TextInput(attrs={"size": 80}),
-            "headers": forms.Textarea(attrs={"rows": 3, "cols": 60, "class": "patterns"}),
+            "url": UnfoldAdminTextInputWidget(),
+            "headers": UnfoldAdminTextareaWidget(attrs={"rows": 3}),
         }
         help_texts: ClassVar = {
             "enabled": "Ticking it resets a tripped circuit, or resumes what is paused; what was "
@@ -168,7 +174,7 @@ class RotateSecretForm(forms.Form):
     NOW = "0"
     OVERLAP = "overlap"
 
-    old_secret = forms.ChoiceField(label="The old secret", widget=forms.RadioSelect)
+    old_secret = forms.ChoiceField(label="The old secret", widget=UnfoldAdminRadioSelectWidget)
     shown_with = forms.IntegerField(widget=forms.HiddenInput)
 
     def __init__(self, *args: Any, newest: int, **kwargs: Any) -> None:

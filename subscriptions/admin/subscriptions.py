@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models import F, QuerySet
@@ -17,15 +16,16 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
-from django.utils.translation import ngettext
+from unfold.contrib.filters.admin import TextFilter
 
-from subscriptions import circuit
+from subscriptions.admin import display
 from subscriptions.admin.careful import CarefulAdmin
-from subscriptions.admin.display import ago, host, short, state_chip
+from subscriptions.admin.display import ago, moment, short, state_chip
 from subscriptions.admin.forms import RotateSecretForm, SubscriptionForm
 from subscriptions.admin.tenants import ChosenTenant, tenant_link
 from subscriptions.conf import conf
 from subscriptions.models import Subscription
+from subscriptions.topics.rules import InvalidTopic, validate_topic
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -51,6 +51,30 @@ class StateFilter(admin.SimpleListFilter):
         return queryset
 
 
+class NeverDelivered(admin.SimpleListFilter):
+    title = "delivered"
+    parameter_name = "delivered"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("never", "Never")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(last_success_at=None) if self.value() == "never" else queryset
+
+
+class HostFilter(TextFilter):  # type: ignore[misc]
+    title = parameter_name = "host"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = (self.value() or "").strip()
+        if not value:
+            return queryset
+        try:
+            return queryset.at_host(value)  # type: ignore[attr-defined, no-any-return]
+        except ValueError:
+            return queryset.none()
+
+
 class TenantFilter(ChosenTenant):
     """Also offers those of no tenant: of subscriptions there are few enough to read them all."""
 
@@ -66,17 +90,16 @@ class SubscriptionAdmin(CarefulAdmin):
     form = SubscriptionForm
     list_display: tuple[str, ...] = (
         "name",
-        "whose",
-        "state_now",
+        "state_and_why",
         "receiver",
-        "failures",
-        "succeeded",
-        "error",
+        "whose",
     )
-    list_filter = (StateFilter, TenantFilter)
+    list_filter: ClassVar[tuple[Any, ...]] = (StateFilter, NeverDelivered, HostFilter, TenantFilter)
+    list_filter_submit = True
+    list_before_template = "admin/subscriptions/subscription/banners.html"
     show_facets = admin.ShowFacets.NEVER
     search_fields = ("name", "url", "tenant")
-    search_help_text = "Name, URL or tenant"
+    search_help_text = "Name, URL, tenant, or a topic: whom it would reach"
     # What needs an operator comes first. Sorted is by what has an index.
     sortable_by = ("name",)
     ordering = (F("auto_disabled_at").desc(nulls_last=True), "name")
@@ -101,12 +124,7 @@ class SubscriptionAdmin(CarefulAdmin):
         "tripped",
         "next_probe",
     )
-    actions: tuple[str, ...] = (
-        "reset_circuit",
-        "pause",
-        "resume",
-    )
-    change_list_template = "admin/subscriptions/subscription/change_list.html"
+    actions: tuple[str, ...] = ()
     change_form_template = "admin/subscriptions/subscription/change_form.html"
 
     class Media:
@@ -122,9 +140,9 @@ class SubscriptionAdmin(CarefulAdmin):
         if obj is None:
             return [(None, {"fields": [*receiver, "enabled"]}), ("Sending", {"fields": sending})]
         return [
-            (None, {"fields": [("state_now", "enabled"), *receiver]}),
+            (None, {"fields": [*receiver, "enabled"]}),
             ("Sending", {"fields": sending}),
-            ("How it goes", {"fields": self.how_it_goes}),
+            ("How it goes", {"fields": ["state_now", *self.how_it_goes], "classes": ["collapse"]}),
             ("Secrets", {"fields": ["signing_secrets"]}),
             ("Record", {"fields": ["id", "created_at", "updated_at"], "classes": ["collapse"]}),
         ]
@@ -135,16 +153,27 @@ class SubscriptionAdmin(CarefulAdmin):
     def state_now(self, subscription: Subscription) -> SafeString:
         return state_chip(subscription)
 
+    @admin.display(description="state")
+    def state_and_why(self, subscription: Subscription) -> SafeString:
+        why = "" if subscription.state == "paused" else short(subscription.last_error, 70)
+        if why in ("", "–"):
+            return self.state_now(subscription)
+        return format_html(
+            '<div>{}<div class="why">{}</div></div>', self.state_now(subscription), why
+        )
+
     @admin.display(description="tenant")
     def whose(self, subscription: Subscription) -> SafeString | str:
         if subscription.all_tenants:
             return "all tenants"
         return tenant_link(subscription.tenant, "subscriptions_subscription_changelist")
 
-    @admin.display(description="receiver")
+    @admin.display(description="receiver, patterns")
     def receiver(self, subscription: Subscription) -> SafeString:
         return format_html(
-            '<span title="{}">{}</span>', subscription.url, short(host(subscription.url), 28)
+            '<div>{}<div class="why">{}</div></div>',
+            display.receiver(subscription.url),
+            display.patterns(subscription),
         )
 
     @admin.display(description="fails")
@@ -167,11 +196,7 @@ class SubscriptionAdmin(CarefulAdmin):
     def next_probe(self, subscription: Subscription) -> str:
         if subscription.next_probe_at is None:
             return "–"
-        return f"{subscription.next_probe_at:%Y-%m-%d %H:%M:%S} UTC"
-
-    @admin.display(description="last error")
-    def error(self, subscription: Subscription) -> SafeString | str:
-        return short(subscription.last_error, 45)
+        return moment(subscription.next_probe_at)
 
     @admin.display(description="signing secrets")
     def signing_secrets(self, subscription: Subscription) -> SafeString | str:
@@ -182,11 +207,25 @@ class SubscriptionAdmin(CarefulAdmin):
             "",
             "<div>Made {}{}</div>",
             (
-                (ago(secret.created_at), f", ends {secret.expires_at:%Y-%m-%d %H:%M} UTC"
+                (ago(secret.created_at), f", ends {moment(secret.expires_at)}"
                  if secret.expires_at else "")
                 for secret in secrets
             ),
         )  # fmt: skip
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Subscription], search_term: str
+    ) -> tuple[QuerySet[Subscription], bool]:
+        found, several = super().get_search_results(request, queryset, search_term)
+        topic = search_term.strip()
+        if not topic:
+            return found, several
+        try:
+            validate_topic(topic)
+        except InvalidTopic:
+            return found, several
+        reached = queryset.reached_by(topic)  # type: ignore[attr-defined]
+        return found | reached, several
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
@@ -226,6 +265,18 @@ class SubscriptionAdmin(CarefulAdmin):
         response["Cache-Control"] = "no-store"
         return response
 
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        may_rotate = self.may(request, "rotate")
+        return super().change_view(
+            request, object_id, form_url, {**(extra_context or {}), "may_rotate": may_rotate}
+        )
+
     def get_urls(self) -> list[URLPattern]:
         return [
             path(
@@ -240,7 +291,7 @@ class SubscriptionAdmin(CarefulAdmin):
         subscription = self.get_object(request, object_id)
         if subscription is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined, no-any-return]
-        self.require_change(request, subscription)
+        self.require(request, "rotate")
         with transaction.atomic():
             # Two rotations at the same moment are done one after the other.
             Subscription.objects.select_for_update().get(pk=subscription.pk)
@@ -265,79 +316,20 @@ class SubscriptionAdmin(CarefulAdmin):
             },
         )
 
-    def require_change(self, request: HttpRequest, subscription: Subscription) -> None:
-        if not self.has_change_permission(request, subscription):
+    # Each act has a permission of its own, whatever else somebody may change.
+
+    def may(self, request: HttpRequest, act: str) -> bool:
+        """`act`: reset, pause, test, rotate or replay."""
+        return bool(request.user.has_perm(f"subscriptions.{act}_subscription"))
+
+    def require(self, request: HttpRequest, act: str) -> None:
+        if not self.may(request, act):
             raise PermissionDenied
 
-    # Actions. Each changes what it fits and says what it left alone.
-
-    @admin.action(description="Reset the circuit, send what was held", permissions=["change"])
-    def reset_circuit(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> None:
-        self.reset_tripped(request, list(chosen), discard_held=False)
-
-    def reset_tripped(
-        self, request: HttpRequest, chosen: Sequence[Subscription], *, discard_held: bool
-    ) -> None:
-        """Reset those of `chosen` that are tripped, and report it."""
-        tripped = [subscription for subscription in chosen if subscription.state == "tripped"]
-        changed = circuit.reset(
-            [subscription.pk for subscription in tripped], discard_held=discard_held
-        )
-        held = "What was held is discarded." if discard_held else "What was held is being sent."
-        self._report(
-            request,
-            chosen,
-            changed,
-            done=("%d circuit was reset.", "%d circuits were reset."),
-            more=held,
-            left=("%d was not tripped, and left as it is.", "%d were not tripped, and left alone."),
-        )
-
-    @admin.action(description="Pause", permissions=["change"])
-    def pause(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> None:
-        everything = list(chosen)
-        changed = circuit.pause([subscription.pk for subscription in everything])
-        self._report(
-            request,
-            everything,
-            changed,
-            done=("%d subscription was paused.", "%d subscriptions were paused."),
-            more="What was pending is held until they are resumed.",
-            left=("%d was paused already.", "%d were paused already."),
-        )
-
-    @admin.action(description="Resume", permissions=["change"])
-    def resume(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> None:
-        everything = list(chosen)
-        changed = circuit.reset(
-            [subscription.pk for subscription in everything if subscription.state == "paused"]
-        )
-        self._report(
-            request,
-            everything,
-            changed,
-            done=("%d subscription was resumed.", "%d subscriptions were resumed."),
-            more="What was held is being sent.",
-            left=("%d was not paused, and left as it is.", "%d were not paused, and left alone."),
-        )
-
-    def _report(
-        self,
-        request: HttpRequest,
-        chosen: Sequence[Subscription],
-        changed_ids: Sequence[Any],
-        *,
-        done: tuple[str, str],
-        more: str,
-        left: tuple[str, str],
-    ) -> None:
-        """Tell the operator, and the history of each subscription that changed."""
-        changed = set(changed_ids)
-        for subscription in chosen:
-            if subscription.pk in changed:
-                self.log_change(request, subscription, (done[0] % 1) + " " + more)
-        if changed:
-            count = len(changed)
-            self.message_user(request, f"{ngettext(*done, count) % count} {more}", messages.SUCCESS)
-        if alone := len(chosen) - len(changed):
-            self.message_user(request, ngettext(*left, alone) % alone, messages.WARNING)
+    def get_readonly_fields(
+        self, request: HttpRequest, obj: Subscription | None = None
+    ) -> tuple[str, ...]:
+        fields = tuple(super().get_readonly_fields(request, obj))
+        if obj and not (self.may(request, "reset") and self.may(request, "pause")):
+            fields += ("enabled",)
+        return fields

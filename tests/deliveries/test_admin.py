@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import ipaddress
-import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -347,12 +346,15 @@ def test_test_events_tell_their_answers(admin_client: Client, receiver: Receiver
     trip(bad)
     response = admin_client.post(
         SUBSCRIPTIONS,
-        {"action": "send_test", "_selected_action": [str(good.pk), str(bad.pk)]},
+        {
+            "action": "send_test",
+            "_selected_action": [str(good.pk), str(bad.pk)],
+            "confirmed": "1",
+        },
     )
-    told = sorted(get_messages(response.wsgi_request), key=str)
-    assert [message.level_tag for message in told] == ["error", "success"]
-    assert str(told[0]).startswith("Test event to bad: answered 500 in ")
-    assert str(told[1]).startswith("Test event to good: answered 200 in ")
+    answers = {str(one): tested.status_code for one, tested in response.context["answers"]}
+    assert answers == {"bad": 500, "good": 200}
+    told = response.content.decode()
     assert {one.topic for one in receiver.received} == {"webhooks.test"}
     assert secret not in str(told)
     assert not Attempt.objects.exists()
@@ -362,10 +364,10 @@ def test_the_button_sends_one_test_event(admin_client: Client, receiver: Receive
     subscription = make_subscription(url=receiver.url, headers={"X-Is": "good"})
     page = f"{SUBSCRIPTIONS}{subscription.pk}/"
     assert "Send a test event" in text(admin_client, f"{page}change/")
-    assert admin_client.get(f"{page}send-test/").status_code == 405
+    assert "1 test event is sent now" in text(admin_client, f"{page}send-test/")
     assert receiver.count == 0
-    response = admin_client.post(f"{page}send-test/", follow=True)
-    assert "answered 200" in response.content.decode()
+    response = admin_client.post(f"{page}send-test/", {"confirmed": "1"})
+    assert '<span class="chip chip-good">200</span>' in response.content.decode()
     assert receiver.count == 1
 
 
@@ -375,7 +377,12 @@ def test_too_many_test_events_are_refused(
     monkeypatch.setattr("deliveries.admin.subscriptions.MAX_TESTS", 1)
     chosen = [make_subscription(url=receiver.url) for _ in range(2)]
     admin_client.post(
-        SUBSCRIPTIONS, {"action": "send_test", "_selected_action": [str(c.pk) for c in chosen]}
+        SUBSCRIPTIONS,
+        {
+            "action": "send_test",
+            "_selected_action": [str(c.pk) for c in chosen],
+            "confirmed": "1",
+        },
     )
     assert receiver.count == 0
 
@@ -465,22 +472,20 @@ def test_discarding_asks_first_and_says_how_many(
     trip(subscription)
     hold([subscription.pk])
     sent = {
-        "action": "reset_circuit_and_discard",
+        "action": "reset_circuit",
         "_selected_action": [str(subscription.pk), str(other.pk)],
     }
     response = admin_client.post(SUBSCRIPTIONS, sent)
     page = html.unescape(response.content.decode())
-    assert "3 held deliveries will be discarded" in page
+    assert "1 circuit is reset; 3 held deliveries will be sent or discarded" in page
     assert "billing: 3 held" in page
     assert "1 of those chosen is not tripped" in page
     assert statuses(subscription) == {"held": 3}
-    shown = re.findall(r'name="_selected_action" value="([^"]+)"', page)
-    assert shown == [str(subscription.pk)]
-    response = admin_client.post(
-        SUBSCRIPTIONS, {**sent, "_selected_action": shown, "confirmed": "Reset and discard"}
-    )
-    [message] = get_messages(response.wsgi_request)
-    assert str(message) == "1 circuit was reset. What was held is discarded."
+    response = admin_client.post(SUBSCRIPTIONS, {**sent, "confirmed": "1", "held": "discard"})
+    assert [str(message) for message in get_messages(response.wsgi_request)] == [
+        "1 circuit was reset. What was held is discarded.",
+        "1 of those chosen was not tripped.",
+    ]
     assert statuses(subscription) == {"discarded": 3}
 
 
@@ -488,9 +493,9 @@ def test_nothing_is_asked_where_nothing_is_tripped(admin_client: Client) -> None
     subscription = make_subscription()
     response = admin_client.post(
         SUBSCRIPTIONS,
-        {"action": "reset_circuit_and_discard", "_selected_action": [str(subscription.pk)]},
+        {"action": "reset_circuit", "_selected_action": [str(subscription.pk)]},
     )
-    assert "there is nothing to reset" in response.content.decode()
+    assert "Nothing to do: of those chosen, all are not tripped" in response.content.decode()
 
 
 def test_deleting_says_how_many_deliveries_are_discarded(

@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from subscriptions import circuit
 from subscriptions.admin.forms import SubscriptionForm
-from subscriptions.models import Subscription
+from subscriptions.models import AuditEntry, Subscription
 from subscriptions.secrets import crypto
 from tests.factories import make_subscription
 from tests.subscriptions.test_commands import stored_secrets, trip
@@ -40,7 +40,13 @@ def change_page(subscription: Subscription) -> str:
 def act(client: Client, action: str, *chosen: Subscription) -> list[str]:
     """Run an action on the list; returns the messages."""
     response = client.post(
-        LIST, {"action": action, "_selected_action": [str(one.pk) for one in chosen]}
+        LIST,
+        {
+            "action": action,
+            "_selected_action": [str(one.pk) for one in chosen],
+            "confirmed": "1",
+            "held": "send",
+        },
     )
     assert response.status_code == 302, response.content.decode()
     told = [str(message) for message in get_messages(response.wsgi_request)]
@@ -85,7 +91,7 @@ def test_the_list_shows_states_hosts_and_errors(admin_client: Client) -> None:
     assert "a.example.com" in page
     assert "One subscription is tripped" in page
     assert "<b>no</b>" not in page
-    title = re.search(r'chip-bad" title="([^"]+)"', page)
+    title = re.search(r'chip-bad" popovertarget="[^"]+" title="([^"]+)"', page)
     assert title is not None
     told = html.unescape(title[1])
     assert told.startswith("Tripped at ")
@@ -357,11 +363,11 @@ def test_resetting_says_what_it_did_and_what_it_left_alone(admin_client: Client)
     circuit.pause([paused.pk])
     assert act(admin_client, "reset_circuit", first, second, paused) == [
         "2 circuits were reset. What was held is being sent.",
-        "1 was not tripped, and left as it is.",
+        "1 of those chosen was not tripped.",
     ]
     states = [one.state for one in Subscription.objects.order_by("id")]
     assert states == ["active", "active", "paused"]
-    assert LogEntry.objects.filter(object_id=str(first.pk)).count() == 1
+    assert next(entry.action for entry in AuditEntry.objects.of(first.pk)) == "reset"
 
 
 def test_pausing_and_resuming_say_what_they_did(admin_client: Client) -> None:
@@ -369,11 +375,14 @@ def test_pausing_and_resuming_say_what_they_did(admin_client: Client) -> None:
     assert act(admin_client, "pause", first) == [
         "1 subscription was paused. What was pending is held until they are resumed."
     ]
-    assert act(admin_client, "pause", first, second)[1] == "1 was paused already."
+    assert act(admin_client, "pause", first, second)[1] == "1 of those chosen was paused already."
     assert act(admin_client, "resume", first, second) == [
         "2 subscriptions were resumed. What was held is being sent."
     ]
-    assert act(admin_client, "resume", first, second) == ["2 were not paused, and left alone."]
+    assert act(admin_client, "resume", first, second) == [
+        "0 subscriptions were resumed. What was held is being sent.",
+        "2 of those chosen were not paused.",
+    ]
 
 
 def test_a_secret_that_ended_is_not_listed(admin_client: Client) -> None:

@@ -1,0 +1,270 @@
+"""What an operator does to one subscription or to many: each asks first, and says what it will do.
+
+Each act has a permission of its own, and a page of its own. The page is shown by a button of a
+subscription's page, or by an action of the list; it says to how many rows what will happen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from django import forms
+from django.utils import timezone
+from django.utils.translation import ngettext
+from unfold.widgets import (
+    UnfoldAdminRadioSelectWidget,
+    UnfoldAdminTextInputWidget,
+    UnfoldBooleanWidget,
+)
+
+from deliveries.keeping.backlog import Backlog, backlogs
+from deliveries.keeping.replay import Chosen, Replayed, replay_some
+from deliveries.models import Delivery, Event
+from subscriptions import circuit
+from subscriptions.models import Subscription
+from subscriptions.topics.rules import InvalidTopic, validate_topic
+
+# A larger replay takes longer than a person waits for a page; there is a command for it.
+MAX_REPLAYED = 10_000
+_BATCH = 1000
+
+
+def many(number: int, one: str, more: str) -> str:
+    """`1 circuit`, `1,204 circuits`."""
+    return f"{number:,} {ngettext(one, more, number)}"
+
+
+class Forecast(NamedTuple):
+    """What an act would do to those chosen: `does` in a sentence, and what to whom.
+
+    `left`: how many it leaves as they are, which are `left_because`. `refused`: why it will not.
+    """
+
+    does: str
+    rows: Sequence[tuple[Subscription, str]]
+    left: int = 0
+    left_because: str = ""
+    undo: str = ""
+    refused: str = ""
+
+
+class Done(NamedTuple):
+    changed: int
+    told: str
+
+
+class ResetForm(forms.Form):
+    held = forms.ChoiceField(
+        label="What is held",
+        choices=[("send", "is sent, gently at first"), ("discard", "is discarded, not sent")],
+        initial="send",
+        widget=UnfoldAdminRadioSelectWidget,
+    )
+
+
+class ReplayForm(forms.Form):
+    since = forms.DateTimeField(
+        label="Published since",
+        widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "2026-04-24 16:24"}),
+        help_text="In the time zone of the server.",
+    )
+    failed_only = forms.BooleanField(
+        label="Only what failed or was discarded",
+        required=False,
+        initial=True,
+        widget=UnfoldBooleanWidget,
+    )
+    topic = forms.CharField(
+        label="Topic",
+        required=False,
+        widget=UnfoldAdminTextInputWidget,
+        help_text="Only events with this very topic; empty: any.",
+    )
+
+    def clean_topic(self) -> str:
+        topic = str(self.cleaned_data["topic"]).strip()
+        if topic:
+            try:
+                validate_topic(topic)
+            except InvalidTopic as error:
+                raise forms.ValidationError(str(error)) from None
+        return topic
+
+
+class Act(NamedTuple):
+    """`permission`: as in `subscriptions.{permission}_subscription`; `form`: what is asked."""
+
+    name: str
+    permission: str
+    title: str
+    icon: str
+    forecast: Callable[[Sequence[Subscription], dict[str, Any]], Forecast]
+    do: Callable[[Sequence[Subscription], dict[str, Any]], Done]
+    states: frozenset[str] = frozenset({"active", "paused", "tripped"})
+    form: type[forms.Form] = forms.Form
+    form_first: bool = False
+
+
+def _waiting(subscriptions: Sequence[Subscription]) -> dict[Any, Backlog]:
+    found = backlogs([one.pk for one in subscriptions])
+    return {one.pk: found.get(one.pk, Backlog()) for one in subscriptions}
+
+
+def _of(chosen: Sequence[Subscription], *states: str) -> list[Subscription]:
+    return [one for one in chosen if one.state in states]
+
+
+def _forecast_reset(chosen: Sequence[Subscription], values: dict[str, Any]) -> Forecast:
+    tripped = _of(chosen, "tripped")
+    waiting = _waiting(tripped)
+    held = many(sum(one.held for one in waiting.values()), "held delivery", "held deliveries")
+    return Forecast(
+        f"{many(len(tripped), 'circuit is', 'circuits are')} reset; {held} "
+        "will be sent or discarded, as you choose.",
+        [(one, f"{waiting[one.pk].held:,} held") for one in tripped],
+        len(chosen) - len(tripped),
+        "not tripped",
+        "What was sent cannot be called back. A pause stops the rest; what was discarded stays "
+        "listed and can be replayed.",
+    )
+
+
+def _reset(chosen: Sequence[Subscription], values: dict[str, Any]) -> Done:
+    discards = values["held"] == "discard"
+    changed = circuit.reset([one.pk for one in _of(chosen, "tripped")], discard_held=discards)
+    held = "What was held is discarded." if discards else "What was held is being sent."
+    return Done(len(changed), f"{many(len(changed), 'circuit was', 'circuits were')} reset. {held}")
+
+
+def _forecast_pause(chosen: Sequence[Subscription], values: dict[str, Any]) -> Forecast:
+    running = _of(chosen, "active", "tripped")
+    waiting = _waiting(running)
+    pending = sum(one.pending for one in waiting.values())
+    return Forecast(
+        f"{many(len(running), 'subscription is', 'subscriptions are')} paused; "
+        f"{many(pending, 'pending delivery is', 'pending deliveries are')} held. "
+        "What is published meanwhile is not kept for them.",
+        [(one, f"{waiting[one.pk].pending:,} pending") for one in running],
+        len(chosen) - len(running),
+        "paused already",
+        "Resume sends what is held.",
+    )
+
+
+def _pause(chosen: Sequence[Subscription], values: dict[str, Any]) -> Done:
+    changed = circuit.pause([one.pk for one in chosen])
+    told = many(len(changed), "subscription was", "subscriptions were")
+    return Done(len(changed), f"{told} paused. What was pending is held until they are resumed.")
+
+
+def _forecast_resume(chosen: Sequence[Subscription], values: dict[str, Any]) -> Forecast:
+    paused = _of(chosen, "paused")
+    waiting = _waiting(paused)
+    held = sum(one.held for one in waiting.values())
+    return Forecast(
+        f"{many(len(paused), 'subscription is', 'subscriptions are')} resumed; "
+        f"{many(held, 'held delivery is', 'held deliveries are')} sent.",
+        [(one, f"{waiting[one.pk].held:,} held") for one in paused],
+        len(chosen) - len(paused),
+        "not paused",
+        "Pause stops what is not sent by then.",
+    )
+
+
+def _resume(chosen: Sequence[Subscription], values: dict[str, Any]) -> Done:
+    changed = circuit.reset([one.pk for one in _of(chosen, "paused")])
+    told = many(len(changed), "subscription was", "subscriptions were")
+    return Done(len(changed), f"{told} resumed. What was held is being sent.")
+
+
+def _choices(chosen: Sequence[Subscription], values: dict[str, Any]) -> list[Chosen]:
+    statuses = [Delivery.Status.FAILED, Delivery.Status.DISCARDED]
+    if not values["failed_only"]:
+        statuses.append(Delivery.Status.SUCCEEDED)
+    return [
+        Chosen(
+            one,
+            statuses=statuses,
+            since=values["since"],
+            topic=values["topic"] or None,
+            by_id=True,
+        )
+        for one in chosen
+    ]
+
+
+def _count(choice: Chosen, room: int) -> tuple[int, int]:
+    """How many are looked at (no more than one past `room`), and how many of them are replayed."""
+    rows = replace(choice, topic=None).rows().order_by()
+    events = list(rows.values_list("event_id", flat=True)[: room + 1])
+    if choice.topic is None:
+        return len(events), len(events)
+    found = 0
+    for start in range(0, len(events), _BATCH):
+        some = events[start : start + _BATCH]
+        found += Event.objects.filter(pk__in=some, topic=choice.topic).count()
+    return len(events), found
+
+
+def _forecast_replay(chosen: Sequence[Subscription], values: dict[str, Any]) -> Forecast:
+    if not values:
+        return Forecast("Finished deliveries are sent again, with the webhook-id they had.", [])
+    room, rows, total = MAX_REPLAYED, [], 0
+    for choice in _choices(chosen, values):
+        looked, found = _count(choice, room)
+        room -= looked
+        if room < 0:
+            since = timezone.localtime(values["since"])
+            return Forecast(
+                "",
+                [],
+                refused=f"More than {MAX_REPLAYED:,} deliveries would be looked at; nothing was "
+                "done. Choose a later time, or run "
+                f"manage.py replay --subscription NAME --since {since.isoformat()}",
+            )
+        total += found
+        rows.append((choice.subscription, many(found, "delivery", "deliveries")))
+    return Forecast(
+        f"{many(total, 'delivery is', 'deliveries are')} sent again, with the webhook-id they "
+        "had; to those that are paused or tripped when they are active again.",
+        rows,
+        undo="What was sent cannot be called back. A pause stops the rest.",
+    )
+
+
+def _replay(chosen: Sequence[Subscription], values: dict[str, Any]) -> Done:
+    total = Replayed()
+    for choice in _choices(chosen, values):
+        replayed, _ = replay_some(choice, None, MAX_REPLAYED // _BATCH + 3)
+        total = Replayed(total.pending + replayed.pending, total.held + replayed.held)
+    told = f"{many(total.pending, 'delivery is', 'deliveries are')} being sent again."
+    if total.held:
+        told += f" {many(total.held, 'is', 'are')} held until the subscription is active again."
+    return Done(sum(total), told)
+
+
+def _forecast_test(chosen: Sequence[Subscription], values: dict[str, Any]) -> Forecast:
+    return Forecast(
+        f"{many(len(chosen), 'test event is', 'test events are')} sent now, and the answers are "
+        "shown. No circuit counts them, and nothing else is changed.",
+        [(one, one.url) for one in chosen],
+    )
+
+
+ACTS = {
+    act.name: act
+    for act in (
+        Act("reset", "reset", "Reset the circuit", "restart_alt", _forecast_reset, _reset,
+            frozenset({"tripped"}), ResetForm),
+        Act("pause", "pause", "Pause", "pause", _forecast_pause, _pause,
+            frozenset({"active", "tripped"})),
+        Act("resume", "pause", "Resume", "play_arrow", _forecast_resume, _resume,
+            frozenset({"paused"})),
+        Act("replay", "replay", "Replay", "replay", _forecast_replay, _replay,
+            form=ReplayForm, form_first=True),
+        Act("send_test", "test", "Send a test event", "send", _forecast_test,
+            lambda chosen, values: Done(0, "")),
+    )
+}  # fmt: skip
