@@ -147,7 +147,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
         return queryset.filter(condition), False
 
     def has_replay_permission(self, request: HttpRequest) -> bool:
-        return bool(request.user.has_perm("deliveries.change_delivery"))
+        return bool(request.user.has_perm("deliveries.resend_delivery"))
 
     def get_urls(self) -> list[URLPattern]:
         return [
