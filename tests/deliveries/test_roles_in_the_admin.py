@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from django.contrib.auth.models import Group, User
 from django.test import Client
+from django.utils import timezone
 
+from deliveries import publish
 from deliveries.admin.acts import ACTS
+from deliveries.models import Delivery
 from deliveries.roles import ADMINISTRATOR, OPERATOR, ROLES, VIEWER
 from subscriptions.models import Subscription
 from tests.factories import make_subscription
@@ -112,3 +115,20 @@ def test_who_may_not_pause_cannot_by_the_form_either(client: Client) -> None:
     form = client.get(f"{LIST}{subscription.pk}/change/").context["adminform"].form
     assert "enabled" not in form.fields
     assert Subscription.objects.get().enabled
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_a_delivery_is_sent_again_by_those_who_may(
+    client: Client, role: str | None, method: str
+) -> None:
+    make_subscription()
+    publish("test.one", {})
+    delivery = Delivery.objects.get()
+    Delivery.objects.update(status="failed", next_attempt_at=None, finished_at=timezone.now())
+    allowed = role is not None and "deliveries.resend_delivery" in ROLES[role]
+    page = client.get(f"/admin/deliveries/delivery/{delivery.pk}/change/")
+    assert ("Send again</button>" in page.content.decode()) is allowed
+    answer = getattr(client, method)(f"/admin/deliveries/delivery/{delivery.pk}/replay/")
+    assert answer.status_code == (405 if method == "get" else 302 if allowed else 403)
+    delivery.refresh_from_db()
+    assert delivery.status == ("pending" if allowed and method == "post" else "failed")
