@@ -15,7 +15,9 @@ from typing import Any
 
 from django.core.exceptions import SuspiciousOperation, ValidationError
 from django.db import InterfaceError, InternalError, OperationalError
-from django.http import Http404, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.views.decorators.http import require_safe
 from psycopg_pool import PoolTimeout
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -95,6 +97,12 @@ class Problem(Exception):
             content_type=MEDIA_TYPE,
             headers=self.headers,
         )
+
+
+@require_safe
+def page(request: HttpRequest) -> HttpResponse:
+    """What a problem's `type` leads to: each of them explained, as in `docs/api.md`."""
+    return render(request, "api/problems.html")
 
 
 class ErrorItem(BaseModel):

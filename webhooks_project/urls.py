@@ -2,11 +2,13 @@ from django.contrib import admin
 from django.urls import path
 from django.views.generic import RedirectView
 
+from api import problems
 from api.api import api
 from deliveries.admin.dashboard import fragment
 from deliveries.views import healthz, metrics, readyz
 
 urlpatterns = [
+    path("api/problems", problems.page),
     path("api/", api.urls),
     path("healthz", healthz),
     path("metrics", metrics),

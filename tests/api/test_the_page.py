@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.test import Client
 
 from api import problems
 from api.models import SCOPES
@@ -42,6 +43,21 @@ def test_every_problem_is_explained_with_its_status() -> None:
     table = dict(re.findall(r"^\| `([a-z-]+)` \| (\d{3}) \| ", PAGE, re.MULTILINE))
     assert {slug: {int(status)} for slug, status in table.items()} == raised()
     assert problems.TYPES + "duplicate-name" in PAGE
+
+
+def test_a_problem_s_type_leads_to_its_explanation(client: Client) -> None:
+    answer = client.get(problems.TYPES.partition("#")[0])
+    assert (answer.status_code, answer["Content-Type"]) == (200, "text/html; charset=utf-8")
+    served = re.findall(
+        r'<tr id="([a-z-]+)"><td><code>\1</code></td><td>(\d{3})</td><td>(.*)</td></tr>',
+        answer.content.decode(),
+    )
+    written = re.findall(r"^\| `([a-z-]+)` \| (\d{3}) \| (.*) \|$", PAGE, re.MULTILINE)
+    assert served == [
+        (slug, status, re.sub("`([^`]+)`", r"<code>\1</code>", text))
+        for slug, status, text in written
+    ]
+    assert client.post(problems.TYPES.partition("#")[0]).status_code == 405
 
 
 def test_every_scope_is_explained() -> None:
