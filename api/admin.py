@@ -8,7 +8,6 @@ from django import forms
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.template.response import TemplateResponse
 from django.utils.safestring import SafeString
 from django.utils.translation import ngettext
 from django.views.decorators.debug import sensitive_variables
@@ -93,17 +92,12 @@ class ApiKeyAdmin(CarefulAdmin):
     def response_add(
         self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None
     ) -> HttpResponse:
-        response = TemplateResponse(
+        response = self.page(
             request,
             "admin/api/apikey/key.html",
-            {
-                **self.admin_site.each_context(request),
-                "opts": self.opts,
-                "title": f"The key of {obj.name}",
-                "api_key": obj,
-                "text": obj._shown_once,  # type: ignore[attr-defined]
-                "media": self.media,
-            },
+            f"The key of {obj.name}",
+            api_key=obj,
+            text=obj._shown_once,  # type: ignore[attr-defined]
         )
         response["Cache-Control"] = "no-store"
         return response

@@ -199,7 +199,7 @@ def _masked_url(url: Any, note: str = "") -> str:
 _MASKS: dict[str, Callable[..., Any]] = {"headers": _masked_headers, "url": _masked_url}
 
 
-def story(action: str, detail: Mapping[str, Any]) -> str:
+def story(detail: Mapping[str, Any]) -> str:
     """What is worth knowing of an entry, in one line; empty if the action says it all."""
     parts = []
     if fields := detail.get("fields"):

@@ -129,7 +129,7 @@ class AuditEntry(models.Model):
     @property
     def story(self) -> str:
         """What is worth knowing of it, in one line; empty if the action says it all."""
-        return audit.story(self.action, self.detail)
+        return audit.story(self.detail)
 
 
 @receiver(pre_delete, sender="subscriptions.Subscription")

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 from deliveries.models import Delivery
+from subscriptions import circuit
 from subscriptions.models import Subscription, create_subscription
 
 _numbers = itertools.count(1)
@@ -25,6 +26,21 @@ def make_subscription_with_secret(**fields: Any) -> tuple[Subscription, str]:
             "topic_patterns": ["test.>"],
             **fields,
         }
+    )
+
+
+def failure_report(subscription: Subscription, times: int, **fields: Any) -> circuit.Report:
+    """What the circuit is told of so many attempts in a row that were answered with a 500."""
+    return circuit.Report(
+        subscription.pk,
+        subscription.circuit_epoch,
+        circuit.tally([False] * times),
+        error="500 Internal Server Error: out of order",
+        failed=True,
+        answered=True,
+        status_code=500,
+        snippet="out of order",
+        **fields,
     )
 
 

@@ -20,7 +20,7 @@ from unfold.widgets import (
 )
 
 from deliveries.keeping.backlog import Backlog, backlogs
-from deliveries.keeping.replay import Chosen, Replayed, replay_some
+from deliveries.keeping.replay import BATCH, Chosen, Replayed, replay_some
 from deliveries.models import Delivery, Event
 from subscriptions import circuit
 from subscriptions.models import Subscription
@@ -28,7 +28,6 @@ from subscriptions.topics.rules import InvalidTopic, validate_topic
 
 # A larger replay takes longer than a person waits for a page; there is a command for it.
 MAX_REPLAYED = 10_000
-_BATCH = 1000
 
 
 def many(number: int, one: str, more: str) -> str:
@@ -52,7 +51,7 @@ class Forecast(NamedTuple):
 
 class Done(NamedTuple):
     changed: int
-    told: str
+    message: str
 
 
 class ResetForm(forms.Form):
@@ -155,8 +154,8 @@ def _forecast_pause(chosen: Sequence[Subscription], values: dict[str, Any]) -> F
 
 def _pause(chosen: Sequence[Subscription], values: dict[str, Any]) -> Done:
     changed = circuit.pause([one.pk for one in chosen])
-    told = many(len(changed), "subscription was", "subscriptions were")
-    return Done(len(changed), f"{told} paused. What was pending is held until they are resumed.")
+    paused = many(len(changed), "subscription was", "subscriptions were")
+    return Done(len(changed), f"{paused} paused. What was pending is held until they are resumed.")
 
 
 def _forecast_resume(chosen: Sequence[Subscription], values: dict[str, Any]) -> Forecast:
@@ -175,8 +174,8 @@ def _forecast_resume(chosen: Sequence[Subscription], values: dict[str, Any]) -> 
 
 def _resume(chosen: Sequence[Subscription], values: dict[str, Any]) -> Done:
     changed = circuit.reset([one.pk for one in _of(chosen, "paused")])
-    told = many(len(changed), "subscription was", "subscriptions were")
-    return Done(len(changed), f"{told} resumed. What was held is being sent.")
+    resumed = many(len(changed), "subscription was", "subscriptions were")
+    return Done(len(changed), f"{resumed} resumed. What was held is being sent.")
 
 
 def _choices(chosen: Sequence[Subscription], values: dict[str, Any]) -> list[Chosen]:
@@ -202,8 +201,8 @@ def _count(choice: Chosen, room: int) -> tuple[int, int]:
     if choice.topic is None:
         return len(events), len(events)
     found = 0
-    for start in range(0, len(events), _BATCH):
-        some = events[start : start + _BATCH]
+    for start in range(0, len(events), BATCH):
+        some = events[start : start + BATCH]
         found += Event.objects.filter(pk__in=some, topic=choice.topic).count()
     return len(events), found
 
@@ -237,12 +236,12 @@ def _forecast_replay(chosen: Sequence[Subscription], values: dict[str, Any]) -> 
 def _replay(chosen: Sequence[Subscription], values: dict[str, Any]) -> Done:
     total = Replayed()
     for choice in _choices(chosen, values):
-        replayed, _ = replay_some(choice, None, MAX_REPLAYED // _BATCH + 3)
+        replayed, _ = replay_some(choice, None, MAX_REPLAYED // BATCH + 3)
         total = Replayed(total.pending + replayed.pending, total.held + replayed.held)
-    told = f"{many(total.pending, 'delivery is', 'deliveries are')} being sent again."
+    message = f"{many(total.pending, 'delivery is', 'deliveries are')} being sent again."
     if total.held:
-        told += f" {many(total.held, 'is', 'are')} held until the subscription is active again."
-    return Done(sum(total), told)
+        message += f" {many(total.held, 'is', 'are')} held until the subscription is active again."
+    return Done(sum(total), message)
 
 
 def _forecast_test(chosen: Sequence[Subscription], values: dict[str, Any]) -> Forecast:

@@ -22,6 +22,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import ngettext
 
+from deliveries.admin.acts import MAX_REPLAYED
 from deliveries.admin.readonly import (
     ChosenDelivery,
     ChosenEvent,
@@ -39,8 +40,6 @@ from subscriptions.admin.tenants import ChosenTenant, tenant_link
 from subscriptions.models import Subscription
 
 MAX_ATTEMPTS_SHOWN = 100
-# A larger replay takes longer than a person waits for a page; there is a command for it.
-MAX_REPLAYED = 10_000
 
 _STATUS_KINDS = {
     Delivery.Status.PENDING: "busy",

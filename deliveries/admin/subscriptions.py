@@ -12,7 +12,6 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -40,16 +39,16 @@ from subscriptions.admin.display import (
     chip,
     explained,
     link,
-    moment,
     page_of,
     short,
     sparkline,
-    state_told,
+    state_explanation,
     state_words,
 )
 from subscriptions.admin.subscriptions import SubscriptionAdmin
 from subscriptions.circuit import fuse
 from subscriptions.models import AuditEntry, Subscription
+from subscriptions.times import exact
 
 # The page waits for the slowest receiver, and shows a message for each.
 MAX_TESTS = 50
@@ -132,6 +131,7 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
             for act in ACTS.values()
             if self.may(request, act.permission) and subscription.state in act.states
         ]
+        words, kind = state_words(subscription)
         newest = recent(subscription.pk)
         finished = newest.succeeded + newest.failed + newest.discarded
         deliveries: list[Delivery] = []
@@ -154,9 +154,9 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
             ]
         return {
             "acts": acts,
-            "state_kind": state_words(subscription)[1],
-            "state_words": state_words(subscription)[0],
-            "state_told": state_told(subscription),
+            "state_kind": kind,
+            "state_words": words,
+            "state_explanation": state_explanation(subscription),
             "sending": self.sending_now(subscription),
             "waiting": self.waiting_now(subscription),
             "spark": sparkline(hourly([subscription.pk])[subscription.pk]),
@@ -198,7 +198,7 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
         if waits := _backoff(subscription):
             return capfirst(str(waits))
         if lane is not None and lane.lease_until is not None and is_sending(lane):
-            return f"A worker is sending; its lease ends at {moment(lane.lease_until)}."
+            return f"A worker is sending; its lease ends at {exact(lane.lease_until)}."
         return "Nothing just now."
 
     @admin.display(description="pending / held")
@@ -289,8 +289,8 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
         )
         limit = MAX_TESTS if act.name == "send_test" else MAX_CHOSEN
         if len(everything) > limit:
-            told = f"Choose at most {limit:,} subscriptions at once; nothing was done."
-            self.message_user(request, told, messages.ERROR)
+            refusal = f"Choose at most {limit:,} subscriptions at once; nothing was done."
+            self.message_user(request, refusal, messages.ERROR)
             return redirect(back)
         confirmed = request.method == "POST" and "confirmed" in request.POST
         counted = request.method == "POST" and "count" in request.POST
@@ -303,12 +303,12 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
                 return self._show_answers(request, everything, back)
             done = act.do(everything, values)
             level = messages.SUCCESS if done.changed else messages.WARNING
-            self.message_user(request, done.told, level)
+            self.message_user(request, done.message, level)
             if forecast.left:
                 left = f"{forecast.left:,} of those chosen {ngettext('was', 'were', forecast.left)}"
                 self.message_user(request, f"{left} {forecast.left_because}.", messages.WARNING)
             return redirect(back)
-        return self._page(
+        return self.page(
             request,
             "admin/deliveries/act.html",
             f"{act.title}: {everything[0]}" if not action else act.title,
@@ -327,23 +327,8 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
         self, request: HttpRequest, subscriptions: list[Subscription], back: str
     ) -> HttpResponse:
         answers = list(zip(subscriptions, send_tests(subscriptions), strict=True))
-        return self._page(
+        return self.page(
             request, "admin/deliveries/tested.html", "Test events", answers=answers, back=back
-        )
-
-    def _page(
-        self, request: HttpRequest, template: str, title: str, **context: Any
-    ) -> TemplateResponse:
-        return TemplateResponse(
-            request,
-            template,
-            {
-                **self.admin_site.each_context(request),
-                "opts": self.opts,
-                "title": title,
-                "media": self.media,
-                **context,
-            },
         )
 
     def reset_fuse_view(self, request: HttpRequest) -> HttpResponse:
@@ -353,7 +338,7 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
             fuse.reset()
             self.message_user(request, "The fuse was reset: circuits trip again.", messages.SUCCESS)
             return redirect("admin:subscriptions_subscription_changelist")
-        return self._page(
+        return self.page(
             request,
             "admin/deliveries/reset_fuse.html",
             "Reset the fuse",

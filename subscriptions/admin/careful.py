@@ -10,6 +10,7 @@ from django.contrib.admin.views.main import ERROR_FLAG
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
 
 if TYPE_CHECKING:
     # unfold's own, which has no types, is one of these.
@@ -20,6 +21,22 @@ else:
 
 class CarefulAdmin(ModelAdmin):  # type: ignore[type-arg]  # not at run time
     """An id that no row can have is one that no row has: never an error of the server."""
+
+    def page(
+        self, request: HttpRequest, template: str, title: str, **context: Any
+    ) -> TemplateResponse:
+        """A page of the admin that is none of Django's own."""
+        return TemplateResponse(
+            request,
+            template,
+            {
+                **self.admin_site.each_context(request),
+                "opts": self.opts,
+                "title": title,
+                "media": self.media,
+                **context,
+            },
+        )
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: Any = None) -> Any:
         # PostgreSQL refuses to look for NUL.

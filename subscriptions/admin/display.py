@@ -19,7 +19,7 @@ from django.utils.text import Truncator
 
 from subscriptions.conf import conf
 from subscriptions.models import Subscription
-from subscriptions.times import age
+from subscriptions.times import age, exact
 
 
 def chip(text: str, kind: str, title: str = "") -> SafeString:
@@ -27,21 +27,16 @@ def chip(text: str, kind: str, title: str = "") -> SafeString:
     return format_html('<span class="chip chip-{}" title="{}">{}</span>', kind, title, text)
 
 
-def moment(at: datetime) -> str:
-    """`2026-04-24 16:24:05`, in the server's time zone, as on all pages."""
-    return f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S}"
-
-
 _numbers = count()
 
 
-def explained(text: str, kind: str, told: str) -> SafeString:
+def explained(text: str, kind: str, explanation: str) -> SafeString:
     """A chip that is a button: it opens what it means, by mouse, finger or keyboard."""
-    key = f"told-{next(_numbers)}"
+    key = f"explanation-{next(_numbers)}"
     return format_html(
         '<button type="button" class="chip chip-{}" popovertarget="{}" title="{}">{}</button>'
-        '<span id="{}" class="told" popover>{}</span>',
-        kind, key, told, text, key, told,
+        '<span id="{}" class="explanation" popover>{}</span>',
+        kind, key, explanation, text, key, explanation,
     )  # fmt: skip
 
 
@@ -52,7 +47,7 @@ def state_words(subscription: Subscription) -> tuple[str, str]:
         return "PAUSED", "idle"
     if state == "tripped":
         assert subscription.auto_disabled_at is not None
-        return f"TRIPPED · {moment(subscription.auto_disabled_at)[:-3]}", "bad"
+        return f"TRIPPED · {exact(subscription.auto_disabled_at)[:-3]}", "bad"
     if subscription.consecutive_failures:
         return (
             f"FAILING · {subscription.consecutive_failures}/{conf().circuit_threshold}",
@@ -61,7 +56,7 @@ def state_words(subscription: Subscription) -> tuple[str, str]:
     return "ACTIVE", "good"
 
 
-def state_told(subscription: Subscription) -> str:
+def state_explanation(subscription: Subscription) -> str:
     """Why it is in this state, since when, when it is probed next, and what to do."""
     state = subscription.state
     why = subscription.last_error or "no error is known"
@@ -74,8 +69,8 @@ def state_told(subscription: Subscription) -> str:
     assert subscription.auto_disabled_at is not None
     probe = subscription.next_probe_at
     return (
-        f"Tripped at {moment(subscription.auto_disabled_at)}: {why}. "
-        + (f"Next probe: {moment(probe)}. " if probe else "It is not probed by itself. ")
+        f"Tripped at {exact(subscription.auto_disabled_at)}: {why}. "
+        + (f"Next probe: {exact(probe)}. " if probe else "It is not probed by itself. ")
         + "Reset the circuit here, or run manage.py reset_circuit "
         + shlex.quote(subscription.name)
         + _tenant_option(subscription)
@@ -84,7 +79,7 @@ def state_told(subscription: Subscription) -> str:
 
 def state_chip(subscription: Subscription) -> SafeString:
     """The state; it opens why, since when, and what to do."""
-    return explained(*state_words(subscription), state_told(subscription))
+    return explained(*state_words(subscription), state_explanation(subscription))
 
 
 def sparkline(hours: Sequence[tuple[datetime, int, int]]) -> SafeString | str:
@@ -95,7 +90,7 @@ def sparkline(hours: Sequence[tuple[datetime, int, int]]) -> SafeString | str:
     share = succeeded / (succeeded + failed)
     # 99.97 % is not all.
     percent = f"{share:.0%}" if share in (0, 1) else f"{min(max(share * 100, 0.1), 99.9):.1f}%"
-    told = (
+    in_words = (
         f"{percent} of {succeeded + failed:,} attempts succeeded in the last {len(hours)} hours; "
         f"{failed:,} failed"
     )
@@ -109,7 +104,7 @@ def sparkline(hours: Sequence[tuple[datetime, int, int]]) -> SafeString | str:
     return format_html(
         '<span class="spark"><svg role="img" aria-label="{}" viewBox="0 -2 {} 22">{}</svg>'
         "<span>{}</span></span>",
-        told,
+        in_words,
         len(hours) * 4,
         format_html_join(
             "",
@@ -134,8 +129,8 @@ def receiver(url: str) -> SafeString:
     shown = format_html('<span title="{}">{}</span>', url, short(host(url), 32))
     if not url.lower().startswith("http://"):
         return shown
-    told = "http: what is sent is not encrypted; anybody on its way can read it. Use https."
-    return format_html("{} {}", shown, explained("http", "warn", told))
+    warning = "http: what is sent is not encrypted; anybody on its way can read it. Use https."
+    return format_html("{} {}", shown, explained("http", "warn", warning))
 
 
 def _tenant_option(subscription: Subscription) -> str:
@@ -146,11 +141,10 @@ def ago(moment: datetime | None) -> SafeString | str:
     """`5 min ago`, with the exact time as its title."""
     if moment is None:
         return "–"
-    local = timezone.localtime(moment)
     return format_html(
         '<time datetime="{}" title="{}" class="ago">{}</time>',
-        local.isoformat(),
-        f"{local:%Y-%m-%d %H:%M:%S}",
+        timezone.localtime(moment).isoformat(),
+        exact(moment),
         age(moment),
     )
 

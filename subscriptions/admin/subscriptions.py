@@ -12,7 +12,6 @@ from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models import F, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -20,11 +19,12 @@ from unfold.contrib.filters.admin import TextFilter
 
 from subscriptions.admin import display
 from subscriptions.admin.careful import CarefulAdmin
-from subscriptions.admin.display import ago, moment, short, state_chip
+from subscriptions.admin.display import ago, short, state_chip
 from subscriptions.admin.forms import RotateSecretForm, SubscriptionForm
 from subscriptions.admin.tenants import ChosenTenant, tenant_link
 from subscriptions.conf import conf
 from subscriptions.models import Subscription
+from subscriptions.times import exact
 from subscriptions.topics.rules import InvalidTopic, validate_topic
 
 
@@ -196,7 +196,7 @@ class SubscriptionAdmin(CarefulAdmin):
     def next_probe(self, subscription: Subscription) -> str:
         if subscription.next_probe_at is None:
             return "–"
-        return moment(subscription.next_probe_at)
+        return exact(subscription.next_probe_at)
 
     @admin.display(description="signing secrets")
     def signing_secrets(self, subscription: Subscription) -> SafeString | str:
@@ -207,7 +207,7 @@ class SubscriptionAdmin(CarefulAdmin):
             "",
             "<div>Made {}{}</div>",
             (
-                (ago(secret.created_at), f", ends {moment(secret.expires_at)}"
+                (ago(secret.created_at), f", ends {exact(secret.expires_at)}"
                  if secret.expires_at else "")
                 for secret in secrets
             ),
@@ -250,17 +250,12 @@ class SubscriptionAdmin(CarefulAdmin):
     def _show_secret(
         self, request: HttpRequest, subscription: Subscription, secret: str, what: str
     ) -> HttpResponse:
-        response = TemplateResponse(
+        response = self.page(
             request,
             "admin/subscriptions/subscription/secret.html",
-            {
-                **self.admin_site.each_context(request),
-                "opts": self.opts,
-                "title": f"{subscription} {what}",
-                "subscription": subscription,
-                "secret": secret,
-                "media": self.media,
-            },
+            f"{subscription} {what}",
+            subscription=subscription,
+            secret=secret,
         )
         response["Cache-Control"] = "no-store"
         return response
@@ -303,17 +298,12 @@ class SubscriptionAdmin(CarefulAdmin):
                 secret = subscription.rotate_secret(overlap=form.overlap())
                 self.log_change(request, subscription, "Rotated the signing secret.")
                 return self._show_secret(request, subscription, secret, "has a new signing secret")
-        return TemplateResponse(
+        return self.page(
             request,
             "admin/subscriptions/subscription/rotate_secret.html",
-            {
-                **self.admin_site.each_context(request),
-                "opts": self.opts,
-                "title": f"Rotate the signing secret of {subscription}",
-                "subscription": subscription,
-                "form": form,
-                "media": self.media,
-            },
+            f"Rotate the signing secret of {subscription}",
+            subscription=subscription,
+            form=form,
         )
 
     # Each act has a permission of its own, whatever else somebody may change.

@@ -15,13 +15,8 @@ class Miss(NamedTuple):
     why: str
 
 
-def matches(pattern: str, topic: str) -> bool:
-    """Whether a valid pattern matches a valid topic: the same as `pattern in candidates(topic)`."""
-    return miss(pattern, topic) is None
-
-
 def miss(pattern: str, topic: str) -> Miss | None:
-    """Why a valid pattern does not match a valid topic; None if it matches."""
+    """Why a valid pattern does not match a valid topic; None if it is one of its `candidates`."""
     wanted, tokens = pattern.split("."), topic.split(".")
     if is_reserved(topic) and wanted[0] != RESERVED:
         return Miss(1, f"the topic is reserved: only patterns that begin with {RESERVED} match")

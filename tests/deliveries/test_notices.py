@@ -28,7 +28,7 @@ from subscriptions.circuit import Report, tally
 from subscriptions.models import AuditEntry, Subscription
 from subscriptions.topics.rules import InvalidTopic
 from tests.commands import refusal, run, run_json
-from tests.factories import make_subscription
+from tests.factories import failure_report, make_subscription
 from tests.mail import MailServer
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -55,18 +55,8 @@ def mailed(configure: Callable[..., None]) -> None:
 def fail(*subscriptions: Subscription, times: int = 5) -> None:
     for one in subscriptions:
         one.refresh_from_db()
-        report = Report(
-            one.pk,
-            one.circuit_epoch,
-            tally([False] * times),
-            error="500 Internal Server Error: out of order",
-            failed=True,
-            answered=True,
-            status_code=500,
-            snippet="out of order",
-        )
         with transaction.atomic():
-            circuit.record([report])
+            circuit.record([failure_report(one, times)])
 
 
 def reached() -> dict[str, set[str]]:

@@ -23,7 +23,7 @@ from subscriptions.circuit import Report, fuse, tally
 from subscriptions.circuit.rules import degraded_at
 from subscriptions.models import AuditEntry, Subscription, TripFuse
 from tests.commands import run
-from tests.factories import make_subscription
+from tests.factories import failure_report, make_subscription
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -45,21 +45,7 @@ def last(subscription: Subscription) -> AuditEntry:
 def fail(subscription: Subscription, times: int = 5, **fields: Any) -> list[Any]:
     subscription.refresh_from_db()
     with transaction.atomic():
-        return circuit.record(
-            [
-                Report(
-                    subscription.pk,
-                    subscription.circuit_epoch,
-                    tally([False] * times),
-                    error="500 Internal Server Error: out of order",
-                    failed=True,
-                    answered=True,
-                    status_code=500,
-                    snippet="out of order",
-                    **fields,
-                )
-            ]
-        )
+        return circuit.record([failure_report(subscription, times, **fields)])
 
 
 def test_what_is_done_by_code_says_so_and_what_workers_do_is_by_the_system() -> None:
