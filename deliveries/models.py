@@ -29,6 +29,8 @@ class Event(models.Model):
     created_at = models.DateTimeField()
     # Whose event it is; empty for the application itself.
     tenant = models.CharField(max_length=MAX_TENANT_LENGTH, blank=True, default="", db_default="")
+    # The span that published it, as W3C Trace Context writes it; empty if nothing was traced.
+    traceparent = models.CharField(max_length=55, blank=True, default="", db_default="")
 
     # How many subscriptions of its own tenant it was published to: of an event that `publish` has
     # just recorded; None of one that is known, and of one that was read.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 
+from opentelemetry.trace import Span
+
 from deliveries.judging.policy import Next
 from deliveries.judging.response import Judged
 
@@ -17,13 +19,15 @@ class Payload:
     body: bytes
     users: int = 0
     tenant: str = ""
+    traceparent: str = ""
 
 
 @dataclass(slots=True)
 class ClaimedDelivery:
     """One delivery to send. `payload` is None if its body did not fit into the memory that the
     claim was given; `unsendable` says why it never can be sent. `published_at`: when it was
-    published, as Unix time by this process's clock; None if it was attempted or held before."""
+    published, as Unix time by this process's clock; None if it was attempted or held before.
+    `traceparent`: its event's. `span`: the attempt's, if it had to begin with the request."""
 
     id: int
     event_id: str
@@ -33,6 +37,8 @@ class ClaimedDelivery:
     payload: Payload | None = None
     unsendable: str = ""
     topic: str = ""
+    traceparent: str = ""
+    span: Span | None = None
 
 
 @dataclass(slots=True)

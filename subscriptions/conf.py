@@ -303,6 +303,12 @@ class WebhookSettings:
         _on_or_off,
         "the log has a line for each attempt that succeeds; those that fail always have one",
     )
+    send_traceparent: bool = _setting(
+        False,
+        _on_or_off,
+        "receivers get the header `traceparent`, if the event was published in a trace: their "
+        "traces go on from the attempt's span",
+    )
     metrics_token: str = _setting(
         "",
         _token,

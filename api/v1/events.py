@@ -39,6 +39,7 @@ from deliveries import EventConflict, NewEvent, publish, publish_many
 from deliveries.body import InvalidEventId, InvalidPayload, PayloadTooLarge, timestamp
 from deliveries.models import Delivery, Event
 from deliveries.publishing.publish import InvalidEventType, refusals
+from deliveries.tracing import continued
 from subscriptions.tenants import InvalidTenant
 from subscriptions.topics.rules import InvalidTopic
 
@@ -96,7 +97,8 @@ def publish_event(
         )
     draft = _draft(request, event, idempotency_key)
     try:
-        published = publish(**draft)
+        with continued(request.headers.get("traceparent")):
+            published = publish(**draft)
     except EventConflict as error:
         raise _conflict([_error(error, "")]) from None
     except PayloadTooLarge as error:
@@ -132,7 +134,8 @@ def publish_batch(
     try:
         for number, event in enumerate(_EVENTS.validate_python(batch.events)):
             drafts.append(_draft(request, event, idempotency_key, number))
-        published = publish_many(drafts)
+        with continued(request.headers.get("traceparent")):
+            published = publish_many(drafts)
     except _REFUSALS_OF_A_BATCH as error:
         raise _refused(request, batch.events, idempotency_key, error) from None
     described = _described(published)

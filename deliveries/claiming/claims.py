@@ -204,7 +204,7 @@ class _Row(NamedTuple):
 _OF_A_LANE = len(_Row._fields) - 6
 _NOTHING = (None,) * 6
 
-# By event: its topic, its body, if there was room for it, and its tenant.
+# By event: its topic, its body, if there was room for it, its tenant and its traceparent.
 _Bodies = dict[str, Sequence[Any]]
 
 
@@ -216,7 +216,7 @@ def _sorted(rows: Sequence[tuple[Any, ...]]) -> tuple[list[_Row], _Bodies, list[
     locked: list[uuid.UUID] = []
     for row in rows:
         if row[0] is None:
-            bodies[row[6]] = (row[8], row[22], row[7])
+            bodies[row[6]] = (row[8], row[22], row[7], row[16])
         elif row[1] is not None:
             lanes.append(row)
         elif row[16] is not None:
@@ -296,8 +296,8 @@ def _take_singly(
 def _give_bodies(lanes: Iterable[ClaimedLane], bodies: _Bodies, memory: BodyMemory) -> None:
     """Set the payload of each delivery. One whose event does not exist any more is marked."""
     payloads = {
-        event_id: Payload(topic, body, tenant=tenant)
-        for event_id, (topic, body, tenant) in bodies.items()
+        event_id: Payload(topic, body, tenant=tenant, traceparent=traceparent)
+        for event_id, (topic, body, tenant, traceparent) in bodies.items()
         if body is not None
     }
     for lane in lanes:
@@ -311,6 +311,7 @@ def _give_bodies(lanes: Iterable[ClaimedLane], bodies: _Bodies, memory: BodyMemo
                 held += len(payload.body)
                 payload.users += 1
                 delivery.payload, delivery.topic = payload, payload.topic
+                delivery.traceparent = payload.traceparent
             elif delivery.event_id not in bodies:
                 delivery.unsendable = "its event does not exist any more"
     memory.hold([payload for payload in payloads.values() if payload.users])

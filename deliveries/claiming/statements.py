@@ -48,8 +48,8 @@ _LEASED = """leased AS (
 # Bodies are fetched until they have `room` bytes together, and one in any case. The sum is over
 # sizes only: what is not fetched is not read either.
 _BODIES = """body AS (
-    SELECT id, topic, CASE WHEN before < %(room)s THEN body END AS body, tenant FROM (
-        SELECT id, topic, body, tenant,
+    SELECT id, topic, CASE WHEN before < %(room)s THEN body END AS body, tenant, traceparent FROM (
+        SELECT id, topic, body, tenant, traceparent,
             sum(octet_length(body)) OVER (ORDER BY id) - octet_length(body) AS before
         FROM deliveries_event WHERE id = ANY({ids})
     ) sized
@@ -57,7 +57,7 @@ _BODIES = """body AS (
 
 READ_BODIES = Statement(f"""
 WITH {_BODIES.format(ids="%(ids)s::text[]")}
-SELECT id, topic, body, tenant FROM body
+SELECT id, topic, body, tenant, traceparent FROM body
 """)
 
 _CLAIMED = f""", {_LEASED}
@@ -147,7 +147,7 @@ SELECT subscription_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NU
 FROM locked
 UNION ALL
 SELECT NULL, NULL, NULL, NULL, NULL, NULL, id, tenant, topic, NULL, NULL, NULL, NULL, NULL,
-    NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, body
+    NULL, NULL, traceparent, NULL, NULL, NULL, NULL, NULL, body
 FROM body
 """)
 

@@ -28,12 +28,14 @@ FIELDS = (
     "status", "status_code", "outcome", "duration_ms", "verdict", "next_attempt",
     "remote_address", "error",
 )  # fmt: skip
+# And `trace_id`, if the event was published in a trace.
 # So much of an error is shown.
 MAX_ERROR = 200
 
 
 class Attempts:
-    """Attempts that ended, each with the values of `FIELDS`: plain ones, safe to keep."""
+    """Attempts that ended, each with the values of `FIELDS` and the trace's id or an empty text:
+    plain ones, safe to keep."""
 
     __slots__ = ("_rows",)
 
@@ -41,8 +43,9 @@ class Attempts:
         self._rows = rows
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for row in self._rows:
-            yield dict(zip(FIELDS, row, strict=True))
+        for *row, trace_id in self._rows:
+            fields = dict(zip(FIELDS, row, strict=True))
+            yield fields | {"trace_id": trace_id} if trace_id else fields
 
     def __str__(self) -> str:
         return "\n".join(
@@ -61,10 +64,11 @@ class Attempts:
             f'"tenant":{quoted(tenant)},"number":{number},"status":"{status}",'
             f'"status_code":{code or "null"},"outcome":"{outcome}","duration_ms":{duration},'
             f'"verdict":"{verdict}","next_attempt":{f"{chr(34)}{due}{chr(34)}" if due else "null"},'
-            f'"remote_address":{quoted(address)},"error":{quoted(error) if error else "null"}}}'
+            f'"remote_address":{quoted(address)},"error":{quoted(error) if error else "null"}'
+            f"{f',{chr(34)}trace_id{chr(34)}:{chr(34)}{trace}{chr(34)}' if trace else ''}}}"
             for (
                 delivery, event, topic, subscription, name, tenant, number, status, code, outcome,
-                duration, verdict, due, address, error,
+                duration, verdict, due, address, error, trace,
             ) in self._rows
         )  # fmt: skip
 
@@ -105,6 +109,7 @@ def log_attempts(written: Iterable[tuple[Result, str]], *, successes: bool) -> N
                 None
                 if judged.status_code is not None
                 else " ".join(judged.error.split())[:MAX_ERROR],
+                delivery.traceparent[3:35],
             )
         )
     if failed:

@@ -11,6 +11,7 @@ from django.db import connection, transaction
 
 from deliveries.body import build_body, validate_event_id
 from deliveries.models import Event
+from deliveries.tracing import is_traced, publish_span
 from deliveries.waking.wakeups import wake
 from subscriptions.conf import conf
 from subscriptions.database import prepared_cursor
@@ -185,25 +186,36 @@ def _checked(
 
 
 def _record(drafts: Sequence[_Draft]) -> list[Event]:
+    if not is_traced():
+        return _write(drafts)
+    with publish_span([(draft.id, draft.topic, draft.tenant) for draft in drafts]) as traceparent:
+        return _write(drafts, traceparent)
+
+
+def _write(drafts: Sequence[_Draft], traceparent: str = "") -> list[Event]:
     first: dict[str, _Draft] = {}
     for draft in drafts:
         known = first.setdefault(draft.id, draft)
         if known is not draft and not _same(known, draft):
             raise _conflict(draft.id)
-    recorded, to_wake, to_recover = _insert(list(first.values()))
+    recorded, to_wake, to_recover = _insert(list(first.values()), traceparent)
     if recorded and to_wake:
         transaction.on_commit(lambda: wake(to_wake), robust=True)
     if recorded and to_recover:
         transaction.on_commit(lambda: wake(to_recover, recovering=True), robust=True)
-    events = {event_id: _event(first[event_id], number) for event_id, number in recorded.items()}
+    events = {
+        event_id: _event(first[event_id], number, traceparent)
+        for event_id, number in recorded.items()
+    }
     if len(events) < len(first):
         events |= _existing([draft for draft in first.values() if draft.id not in events])
     return [events[draft.id] for draft in drafts]
 
 
 # `deliveries/migrations/0009_tenants.py` has the function, and explains it; that it counts is from
-# `0011_publish_counts.py`. The texts of one event are made arrays there, which costs less than to
-# have the driver make arrays of one.
+# `0011_publish_counts.py`, and its last argument, the traceparent, from `0014_traceparent.py`. The
+# texts of one event are made arrays there, which costs less than to have the driver make arrays of
+# one.
 _PUBLISH_ONE = """
 SELECT * FROM deliveries_publish_counted(
     ARRAY[%(id)s::text], ARRAY[%(topic)s::text], ARRAY[%(type)s::text], ARRAY[%(body)s::bytea],
@@ -219,8 +231,15 @@ SELECT * FROM deliveries_publish_counted(
 )
 """
 
+_TRACED = {
+    statement: statement.replace("\n)", ", %(traceparent)s::text\n)")
+    for statement in (_PUBLISH_ONE, _PUBLISH_MANY)
+}
 
-def _insert(drafts: Sequence[_Draft]) -> tuple[dict[str, int], list[str], list[str]]:
+
+def _insert(
+    drafts: Sequence[_Draft], traceparent: str
+) -> tuple[dict[str, int], list[str], list[str]]:
     """Record the drafts whose ids are new, with their deliveries, all of them or none.
 
     Returns these ids, each with how many subscriptions of its tenant matched; and the ids of the
@@ -253,17 +272,28 @@ def _insert(drafts: Sequence[_Draft]) -> tuple[dict[str, int], list[str], list[s
             "distinct_tenants": [tenant for _, tenant in asked],
             "candidates": ["\n".join(candidates(topic)) for topic, _ in asked],
         }
+    if traceparent:
+        statement = _TRACED[statement]
+        parameters["traceparent"] = traceparent
     with prepared_cursor() as cursor:
         cursor.execute(statement, parameters)
         recorded, matched, to_wake, to_recover = cursor.fetchone()
         return dict(zip(recorded, matched, strict=True)), to_wake, to_recover
 
 
-def _event(draft: _Draft, matched: int) -> Event:
+def _event(draft: _Draft, matched: int, traceparent: str) -> Event:
     event = Event.from_db(
         connection.alias,
-        ("id", "topic", "type", "body", "created_at", "tenant"),
-        (draft.id, draft.topic, draft.type, draft.body, draft.created_at, draft.tenant),
+        ("id", "topic", "type", "body", "created_at", "tenant", "traceparent"),
+        (
+            draft.id,
+            draft.topic,
+            draft.type,
+            draft.body,
+            draft.created_at,
+            draft.tenant,
+            traceparent,
+        ),
     )
     event.matched = matched
     return event

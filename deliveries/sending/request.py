@@ -22,11 +22,13 @@ def signed_post(
     body: bytes,
     timestamp: int,
     tenant: str = "",
+    traceparent: str = "",
 ) -> requests.PreparedRequest:
     """The signed POST of an event to a receiver; `timestamp` in Unix seconds.
 
     `tenant` is shown to a receiver that gets the events of all tenants, and to no other.
-    `headers` are the subscription's own; the sender's win. Not by `Request.prepare()`: URL and
+    `headers` are the subscription's own; the sender's win, but for `traceparent`, which is sent if
+    it is not empty and the subscription has none of its own. Not by `Request.prepare()`: URL and
     headers were checked when they were saved, and preparing them again costs more than signing.
     """
     request = requests.PreparedRequest()
@@ -49,6 +51,8 @@ def signed_post(
         # `validate_headers` refused these names, but under the prefix of its time.
         taken = {name.lower() for name in own}
         own |= {name: text for name, text in headers.items() if name.lower() not in taken}
+    if traceparent and not any(name.lower() == "traceparent" for name in headers):
+        own["traceparent"] = traceparent
     # A plain dict: making one that ignores case costs as much as signing.
     request.headers = own  # type: ignore[assignment]
     request.body = body

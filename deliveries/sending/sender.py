@@ -23,6 +23,7 @@ from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
+from deliveries import tracing
 from deliveries.claiming.claimer import Claimer
 from deliveries.claiming.memory import BodyMemory
 from deliveries.judging.policy import NO_EVENT, Schedule
@@ -202,6 +203,7 @@ class Sender:
                 body=payload.body,
                 timestamp=int(time.time()),
                 tenant=payload.tenant if payload.tenant != claimed.tenant else "",
+                traceparent=delivery.traceparent and tracing.begin_attempt(claimed, delivery),
             )
             self.transport.submit(
                 request,
@@ -338,6 +340,7 @@ class Sender:
         counts.add_results(settled.written)
         self._counting.share()
         log_attempts(settled.written, successes=conf().log_successes)
+        tracing.record_attempts(settled.written)
         if settled.locked_results or settled.locked_ends:
             batch = self._set_aside(batch, settled)
         ends = [(item.lane, item.end) for item in batch if item.end is not None]
@@ -354,9 +357,7 @@ class Sender:
 
     def _set_aside(self, batch: list[_Settlement], settled: Settled) -> list[_Settlement]:
         """What another transaction has locked waits by itself, longer each time.
-
-        Returns the others.
-        """
+        Returns the others."""
         done = []
         now = time.monotonic()
         for item in batch:

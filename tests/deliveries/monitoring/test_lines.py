@@ -97,7 +97,7 @@ def test_successes_have_lines_unless_they_are_switched_off(
 
 HOSTILE = (
     1, 'e"\n\x1b[31m', "t", "0-0", "näme\u2028", "", 1, "succeeded", 200, "success", 5, "success",
-    None, "127.0.0.1", None,
+    None, "127.0.0.1", None, "",
 )  # fmt: skip
 
 
