@@ -7,10 +7,11 @@ subscription's page, or by an action of the list; it says to how many rows what 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from django import forms
+from django.core import signing
 from django.utils import timezone
 from django.utils.translation import ngettext
 from unfold.widgets import (
@@ -19,14 +20,16 @@ from unfold.widgets import (
     UnfoldBooleanWidget,
 )
 
+from deliveries.admin.pagination import estimated_rows
 from deliveries.keeping.backlog import Backlog, backlogs
-from deliveries.keeping.replay import BATCH, Chosen, Replayed, replay_some
+from deliveries.keeping.replay import BATCH, Chosen, Position, Replayed, replay_some
 from deliveries.models import Delivery, Event
 from subscriptions import circuit
 from subscriptions.models import Subscription
 from subscriptions.topics.rules import InvalidTopic, validate_topic
 
-# A larger replay takes longer than a person waits for a page; there is a command for it.
+# As many are counted; of more, PostgreSQL estimates the number. And so many are replayed while a
+# person waits for a page, which then goes on with the next.
 MAX_REPLAYED = 10_000
 
 
@@ -38,7 +41,7 @@ def many(number: int, one: str, more: str) -> str:
 class Forecast(NamedTuple):
     """What an act would do to those chosen: `does` in a sentence, and what to whom.
 
-    `left`: how many it leaves as they are, which are `left_because`. `refused`: why it will not.
+    `left`: how many it leaves as they are, which are `left_because`.
     """
 
     does: str
@@ -46,12 +49,14 @@ class Forecast(NamedTuple):
     left: int = 0
     left_because: str = ""
     undo: str = ""
-    refused: str = ""
 
 
 class Done(NamedTuple):
+    """`going_on`: there is more to do; the form's field of this name takes it."""
+
     changed: int
     message: str
+    going_on: str = ""
 
 
 class ResetForm(forms.Form):
@@ -63,11 +68,25 @@ class ResetForm(forms.Form):
     )
 
 
+_SALT = "deliveries.admin.replay"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a replay of several subscriptions, in the order of their ids, has come."""
+
+    subscription: str
+    position: Position | None
+    replayed: Replayed
+
+    def token(self) -> str:
+        return signing.dumps([self.subscription, self.position, *self.replayed], salt=_SALT)
+
+
 class ReplayForm(forms.Form):
     since = forms.DateTimeField(
         label="Published since",
         widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "2026-04-24 16:24"}),
-        help_text="In the time zone of the server.",
     )
     failed_only = forms.BooleanField(
         label="Only what failed or was discarded",
@@ -81,6 +100,12 @@ class ReplayForm(forms.Form):
         widget=UnfoldAdminTextInputWidget,
         help_text="Only events with this very topic; empty: any.",
     )
+    going_on = forms.CharField(required=False, widget=forms.HiddenInput)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        zone = timezone.get_current_timezone_name()
+        self.fields["since"].help_text = f"In the time zone of the server, {zone}."
 
     def clean_topic(self) -> str:
         topic = str(self.cleaned_data["topic"]).strip()
@@ -90,6 +115,17 @@ class ReplayForm(forms.Form):
             except InvalidTopic as error:
                 raise forms.ValidationError(str(error)) from None
         return topic
+
+    def clean_going_on(self) -> Progress | None:
+        if not (token := self.cleaned_data["going_on"]):
+            return None
+        try:
+            subscription, position, *replayed = signing.loads(token, salt=_SALT)
+        except signing.BadSignature:
+            raise forms.ValidationError(
+                "Nothing was done: this page is not what was shown. Begin again."
+            ) from None
+        return Progress(subscription, position and Position(*position), Replayed(*replayed))
 
 
 class Act(NamedTuple):
@@ -212,36 +248,61 @@ def _forecast_replay(chosen: Sequence[Subscription], values: dict[str, Any]) -> 
         return Forecast("Finished deliveries are sent again, with the webhook-id they had.", [])
     room, rows, total = MAX_REPLAYED, [], 0
     for choice in _choices(chosen, values):
-        looked, found = _count(choice, room)
-        room -= looked
+        about = ""
+        if room >= 0:
+            looked, found = _count(choice, room)
+            room -= looked
         if room < 0:
-            since = timezone.localtime(values["since"])
-            return Forecast(
-                "",
-                [],
-                refused=f"More than {MAX_REPLAYED:,} deliveries would be looked at; nothing was "
-                "done. Choose a later time, or run "
-                f"manage.py replay --subscription NAME --since {since.isoformat()}",
-            )
+            about, found = "about ", estimated_rows(replace(choice, topic=None).rows())
         total += found
-        rows.append((choice.subscription, many(found, "delivery", "deliveries")))
+        rows.append((choice.subscription, about + many(found, "delivery", "deliveries")))
+    deliveries = many(total, "delivery is", "deliveries are")
+    again = "sent again, with the webhook-id they had"
+    does = f"{deliveries} {again}"
+    if room < 0:
+        looked_at = "looked at, and those of the topic are " if values["topic"] else ""
+        does = (
+            f"About {deliveries} {looked_at}{again}: {MAX_REPLAYED:,} at a time, while the next "
+            "page is open"
+        )
     return Forecast(
-        f"{many(total, 'delivery is', 'deliveries are')} sent again, with the webhook-id they "
-        "had; to those that are paused or tripped when they are active again.",
+        f"{does}; to those that are paused or tripped when they are active again.",
         rows,
         undo="What was sent cannot be called back. A pause stops the rest.",
     )
 
 
 def _replay(chosen: Sequence[Subscription], values: dict[str, Any]) -> Done:
-    total = Replayed()
-    for choice in _choices(chosen, values):
-        replayed, _ = replay_some(choice, None, MAX_REPLAYED // BATCH + 3)
+    """The next part of it: of several small subscriptions, or of a large one."""
+    begun: Progress | None = values["going_on"]
+    position, total = (begun.position, begun.replayed) if begun else (None, Replayed())
+    before = sum(total)
+    choices = sorted(_choices(chosen, values), key=lambda choice: str(choice.subscription.pk))
+    if begun:
+        # One that was deleted meanwhile takes its place in the others' with it.
+        if begun.subscription not in {str(choice.subscription.pk) for choice in choices}:
+            position = None
+        choices = [one for one in choices if str(one.subscription.pk) >= begun.subscription]
+    for number, choice in enumerate(choices):
+        here = str(choice.subscription.pk)
+        if number == _MANY or sum(total) - before >= MAX_REPLAYED:
+            return _so_far(total, Progress(here, None, total))
+        replayed, position = replay_some(choice, position, MAX_REPLAYED // BATCH)
         total = Replayed(total.pending + replayed.pending, total.held + replayed.held)
+        if position is not None:
+            return _so_far(total, Progress(here, position, total))
+    return _so_far(total)
+
+
+# Subscriptions in one part of a replay: each costs a transaction.
+_MANY = 100
+
+
+def _so_far(total: Replayed, progress: Progress | None = None) -> Done:
     message = f"{many(total.pending, 'delivery is', 'deliveries are')} being sent again."
     if total.held:
         message += f" {many(total.held, 'is', 'are')} held until the subscription is active again."
-    return Done(sum(total), message)
+    return Done(sum(total), message, progress.token() if progress else "")
 
 
 def _forecast_test(chosen: Sequence[Subscription], values: dict[str, Any]) -> Forecast:

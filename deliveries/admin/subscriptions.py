@@ -98,7 +98,9 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
         "sending_now",
         "waiting_now",
     )
-    actions = ("reset_circuit", "pause", "resume", "replay", "send_test")
+    actions = (
+        "reset_circuit", "pause", "resume", "replay", "send_test", *SubscriptionAdmin.actions
+    )  # fmt: skip
     change_form_template = "admin/deliveries/subscription_change_form.html"
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
@@ -207,7 +209,10 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
 
     @admin.display(description="pending / held")
     def waiting_now(self, subscription: Subscription) -> SafeString:
-        return _waiting(subscription, backlogs([subscription.pk]).get(subscription.pk, Backlog()))
+        known = vars(subscription)
+        if "backlog" not in known:
+            known["backlog"] = backlogs([subscription.pk]).get(subscription.pk, Backlog())
+        return _waiting(subscription, known["backlog"])
 
     # What cannot be undone says how many deliveries it ends, and asks.
 
@@ -298,10 +303,22 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
         valid = form.is_valid()
         values = form.cleaned_data if valid else {}
         forecast = act.forecast(everything, values)
-        if confirmed and valid and not forecast.refused:
+        if confirmed and valid:
             if act.name == "send_test":
                 return self._show_answers(request, everything, back)
             done = act.do(everything, values)
+            if done.going_on:
+                return self.page(
+                    request,
+                    "admin/deliveries/going_on.html",
+                    act.title,
+                    done=done,
+                    form=form,
+                    chosen=everything,
+                    action=action,
+                    back=back,
+                    action_checkbox_name=ACTION_CHECKBOX_NAME,
+                )
             level = messages.SUCCESS if done.changed else messages.WARNING
             self.message_user(request, done.message, level)
             if forecast.left:
@@ -315,8 +332,8 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
             act=act,
             form=form,
             forecast=forecast,
-            asks=act.form_first and not (valid and not forecast.refused),
-            nothing=not forecast.refused and not forecast.rows and not act.form_first,
+            asks=act.form_first and not valid,
+            nothing=not forecast.rows and not act.form_first,
             chosen=everything,
             action=action,
             back=back,
@@ -347,11 +364,12 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
 
 
 def _lane(subscription: Subscription) -> Lane | None:
-    """The lane, as the list has looked it up, or looked up now."""
-    if "known_lane" in vars(subscription):
-        lane: Lane | None = vars(subscription)["known_lane"]
-        return lane
-    return Lane.objects.filter(pk=subscription.pk).first()
+    """The lane, looked up once: a page asks for each of its fields several times."""
+    known = vars(subscription)
+    if "known_lane" not in known:
+        known["known_lane"] = Lane.objects.filter(pk=subscription.pk).first()
+    lane: Lane | None = known["known_lane"]
+    return lane
 
 
 def _backoff(subscription: Subscription) -> Backoff | None:

@@ -164,11 +164,11 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 class RotateSecretForm(forms.Form):
-    """How long the old secret stays valid.
+    """How long the old secrets stay valid.
 
-    `newest`: the id of the subscription's newest secret (0: it has none). The form is refused
-    if that is no longer the one that it was shown with: a page that is reloaded, or sent by two
-    people, rotates once.
+    `newest`: the id of the newest secret of the chosen subscriptions (0: there is none). The form
+    is refused if that is no longer the one that it was shown with: a page that is reloaded, or
+    sent by two people, rotates once.
     """
 
     NOW = "0"
@@ -177,15 +177,22 @@ class RotateSecretForm(forms.Form):
     old_secret = forms.ChoiceField(label="The old secret", widget=UnfoldAdminRadioSelectWidget)
     shown_with = forms.IntegerField(widget=forms.HiddenInput)
 
-    def __init__(self, *args: Any, newest: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, newest: int, many: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.newest = newest
         self.fields["shown_with"].initial = newest
         hours = f"{conf().secret_overlap / 3600:g}"
         self.fields["old_secret"].choices = [  # type: ignore[attr-defined]
-            (self.OVERLAP, f"stays valid for {hours} hours, so that the receiver can change over"),
-            (self.NOW, "ends now, because it has leaked"),
+            (
+                self.OVERLAP,
+                f"stay valid for {hours} hours, so that the receivers can change over"
+                if many
+                else f"stays valid for {hours} hours, so that the receiver can change over",
+            ),
+            (self.NOW, "end now: they have leaked" if many else "ends now, because it has leaked"),
         ]
+        if many:
+            self.fields["old_secret"].label = "The old secrets"
         self.fields["old_secret"].initial = self.OVERLAP
 
     def clean(self) -> dict[str, Any]:

@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import F, QuerySet
+from django.db.models import F, Max, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.urls import URLPattern, path
+from django.shortcuts import redirect
+from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.contrib.filters.admin import TextFilter
@@ -23,9 +27,12 @@ from subscriptions.admin.display import ago, short, state_chip
 from subscriptions.admin.forms import RotateSecretForm, SubscriptionForm
 from subscriptions.admin.tenants import ChosenTenant, tenant_link
 from subscriptions.conf import conf
-from subscriptions.models import Subscription
+from subscriptions.models import SigningSecret, Subscription
 from subscriptions.times import exact
 from subscriptions.topics.rules import InvalidTopic, validate_topic
+
+# Their secrets are all shown on one page, to be copied from there.
+MAX_ROTATED = 100
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -124,7 +131,7 @@ class SubscriptionAdmin(CarefulAdmin):
         "tripped",
         "next_probe",
     )
-    actions: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ("rotate_secret",)
     change_form_template = "admin/subscriptions/subscription/change_form.html"
 
     class Media:
@@ -200,7 +207,11 @@ class SubscriptionAdmin(CarefulAdmin):
 
     @admin.display(description="signing secrets")
     def signing_secrets(self, subscription: Subscription) -> SafeString | str:
-        secrets = list(subscription.secrets.live())
+        # Looked up once: unfold asks for a field several times.
+        known = vars(subscription)
+        if "live_secrets" not in known:
+            known["live_secrets"] = list(subscription.secrets.live())
+        secrets: list[SigningSecret] = known["live_secrets"]
         if not secrets:
             return "None: nothing can be sent. Rotate the secret to make subscription."
         return format_html_join(
@@ -245,17 +256,14 @@ class SubscriptionAdmin(CarefulAdmin):
     def response_add(
         self, request: HttpRequest, obj: Subscription, post_url_continue: str | None = None
     ) -> HttpResponse:
-        return self._show_secret(request, obj, obj._shown_once, "was added")  # type: ignore[attr-defined]
+        secret: str = obj._shown_once  # type: ignore[attr-defined]
+        return self._show_secrets(request, f"{obj} was added", [(obj, secret)])
 
-    def _show_secret(
-        self, request: HttpRequest, subscription: Subscription, secret: str, what: str
+    def _show_secrets(
+        self, request: HttpRequest, title: str, secrets: Sequence[tuple[Subscription, str]]
     ) -> HttpResponse:
         response = self.page(
-            request,
-            "admin/subscriptions/subscription/secret.html",
-            f"{subscription} {what}",
-            subscription=subscription,
-            secret=secret,
+            request, "admin/subscriptions/subscription/secrets.html", title, secrets=secrets
         )
         response["Cache-Control"] = "no-store"
         return response
@@ -287,23 +295,62 @@ class SubscriptionAdmin(CarefulAdmin):
         if subscription is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined, no-any-return]
         self.require(request, "rotate")
+        chosen = Subscription.objects.filter(pk=subscription.pk)
+        return self._rotate(
+            request,
+            chosen,
+            reverse("admin:subscriptions_subscription_change", args=[subscription.pk]),
+        )
+
+    def has_rotate_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "rotate")
+
+    @admin.action(description="Rotate the secret", permissions=["rotate"])
+    def rotate_secret(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> HttpResponse:
+        return self._rotate(request, chosen, "", action="rotate_secret")
+
+    def _rotate(
+        self, request: HttpRequest, chosen: QuerySet[Subscription], back: str, action: str = ""
+    ) -> HttpResponse:
+        """Ask, or do what was confirmed: all of them, or none."""
+        back = back or reverse("admin:subscriptions_subscription_changelist")
+        confirmed = request.method == "POST" and (not action or "confirmed" in request.POST)
+        ids = list(chosen.order_by("pk").values_list("pk", flat=True)[: MAX_ROTATED + 1])
+        if len(ids) > MAX_ROTATED:
+            refusal = f"Choose at most {MAX_ROTATED} subscriptions at once; nothing was done."
+            self.message_user(request, refusal, messages.ERROR)
+            return redirect(back)
         with transaction.atomic():
             # Two rotations at the same moment are done one after the other.
-            Subscription.objects.select_for_update().get(pk=subscription.pk)
-            newest = subscription.secrets.values_list("pk", flat=True).order_by("-pk").first() or 0
+            found = list(Subscription.objects.select_for_update().filter(pk__in=ids).order_by("pk"))
+            kept = SigningSecret.objects.filter(subscription__in=found)
+            # Every rotation of any of them makes a newer one.
+            newest = kept.aggregate(newest=Max("pk"))["newest"] or 0
             form = RotateSecretForm(
-                request.POST if request.method == "POST" else None, newest=newest
+                request.POST if confirmed else None, newest=newest, many=len(found) > 1
             )
-            if request.method == "POST" and form.is_valid():
-                secret = subscription.rotate_secret(overlap=form.overlap())
-                self.log_change(request, subscription, "Rotated the signing secret.")
-                return self._show_secret(request, subscription, secret, "has a new signing secret")
+            if confirmed and form.is_valid():
+                secrets = []
+                for one in found:
+                    secrets.append((one, one.rotate_secret(overlap=form.overlap())))
+                    self.log_change(request, one, "Rotated the signing secret.")
+                title = (
+                    f"{found[0]} has a new signing secret"
+                    if len(found) == 1
+                    else f"{len(found)} subscriptions have new signing secrets"
+                )
+                return self._show_secrets(request, title, secrets)
+            valid = Counter(kept.live().values_list("subscription", flat=True))
         return self.page(
             request,
             "admin/subscriptions/subscription/rotate_secret.html",
-            f"Rotate the signing secret of {subscription}",
-            subscription=subscription,
+            f"Rotate the signing secret of {found[0]}" if not action else "Rotate signing secrets",
+            rows=[(one, valid[one.pk]) for one in found],
+            valid=valid.total(),
             form=form,
+            action=action,
+            action_checkbox_name=ACTION_CHECKBOX_NAME,
+            back=back,
         )
 
     # Each act has a permission of its own, whatever else somebody may change.

@@ -11,7 +11,7 @@ from deliveries import publish
 from deliveries.admin.acts import ACTS
 from deliveries.models import Delivery
 from deliveries.roles import ADMINISTRATOR, OPERATOR, ROLES, VIEWER
-from subscriptions.models import Subscription
+from subscriptions.models import AuditEntry, Subscription
 from tests.factories import make_subscription
 
 pytestmark = [
@@ -26,6 +26,7 @@ ACTIONS = {
     "resume": "pause",
     "replay": "replay",
     "send_test": "test",
+    "rotate_secret": "rotate",
     "delete_selected": "delete",
 }
 # The pages of one subscription, and the permission that each needs.
@@ -89,9 +90,13 @@ def test_an_action_of_the_list_is_offered_to_those_who_may_and_to_nobody_else(
     assert (action in offered) == may(role, verb)
     sent = {"action": action, "_selected_action": [str(subscription.pk)]}
     response = client.post(LIST, sent)
-    shown = response.status_code == 200 and "act" in (response.context or {})
+    shown = response.status_code == 200 and "action_checkbox_name" in (response.context or {})
     if action != "delete_selected":
         assert shown == may(role, verb)
+    confirmed = {**sent, "confirmed": "1", "old_secret": "0", "held": "send"}
+    if not may(role, verb):
+        client.post(LIST, {**confirmed, "shown_with": subscription.secrets.get().pk})
+        assert not AuditEntry.objects.exclude(action="created").exists()
 
 
 def test_buttons_are_those_of_the_role(client: Client, role: str | None) -> None:

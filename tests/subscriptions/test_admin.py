@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.contrib.messages import get_messages
+from django.db import transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
 from subscriptions import circuit
+from subscriptions.admin.display import sparkline
 from subscriptions.admin.forms import SubscriptionForm
 from subscriptions.models import AuditEntry, Subscription
 from subscriptions.secrets import crypto
-from tests.factories import make_subscription
+from tests.factories import failure_report, make_subscription
 from tests.subscriptions.test_commands import stored_secrets, trip
 
 # Static files are found in the apps; nobody has collected them here.
@@ -109,13 +112,106 @@ def test_the_banner_counts_the_tripped_and_goes_away(admin_client: Client) -> No
     assert 'href="?state=tripped"' in page
 
 
-@pytest.mark.parametrize("state", ["active", "paused", "tripped"])
+@pytest.mark.parametrize("state", ["active", "failing", "paused", "tripped"])
 def test_the_list_is_filtered_by_state(admin_client: Client, state: str) -> None:
     make_subscription(name="the active one")
+    failing = make_subscription(name="the failing one")
+    with transaction.atomic():
+        circuit.record([failure_report(failing, 3)])
     circuit.pause([make_subscription(name="the paused one").pk])
     trip(make_subscription(name="the tripped one"))
-    result = admin_client.get(LIST, {"state": state}).context["cl"].result_list
-    assert [one.name for one in result] == [f"the {state} one"]
+    assert listed(admin_client, state=state) == [f"the {state} one"]
+    assert len(listed(admin_client)) == 4
+    page = admin_client.get(LIST, {"state": "failing"}).content.decode()
+    assert "FAILING · 3/5" in page
+
+
+def test_the_list_is_filtered_by_what_was_never_delivered(admin_client: Client) -> None:
+    make_subscription(name="new")
+    worked = make_subscription(name="worked once")
+    Subscription.objects.filter(pk=worked.pk).update(last_success_at=timezone.now())
+    assert listed(admin_client, delivered="never") == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("host", "found"),
+    [
+        ("shop.example.com", ["shop", "shop with a port"]),
+        ("SHOP.example.com", ["shop", "shop with a port"]),
+        ("shop.example.com:8443", ["shop with a port"]),
+        ("example.com", []),
+        ("shop.example.com/hook", []),
+        (".*", []),
+        (" ", ["elsewhere", "shop", "shop with a port"]),
+    ],
+)
+def test_the_list_is_filtered_by_host(admin_client: Client, host: str, found: list[str]) -> None:
+    make_subscription(name="shop", url="https://shop.example.com/hook")
+    make_subscription(name="shop with a port", url="https://Shop.example.com:8443/hook")
+    make_subscription(name="elsewhere", url="https://example.org/shop.example.com")
+    assert sorted(listed(admin_client, host=host)) == found
+
+
+def test_filters_add_up(admin_client: Client) -> None:
+    make_subscription(name="a", url="https://a.example.com/")
+    trip(make_subscription(name="b", url="https://a.example.com/x"))
+    trip(make_subscription(name="c", url="https://c.example.com/"))
+    asked = {"state": "tripped", "host": "a.example.com", "delivered": "never", "tenant": ""}
+    assert listed(admin_client, **asked) == ["b"]
+
+
+def test_what_is_sent_without_tls_is_warned_of(
+    admin_client: Client, configure: Callable[..., None]
+) -> None:
+    make_subscription(name="open", url="http://open.example.com/hook")
+    make_subscription(name="closed", url="https://closed.example.com/hook")
+    assert admin_client.get(LIST).content.decode().count(">http</button>") == 1
+
+
+def test_two_patterns_are_shown_and_the_rest_is_opened(admin_client: Client) -> None:
+    make_subscription(topic_patterns=["a.b", "c.>", "d.*", "e"])
+    page = admin_client.get(LIST).content.decode()
+    assert "<code>a.b</code> <code>c.&gt;</code>" in page
+    assert ">+2</button>" in page
+    assert "a.b, c.&gt;, d.*, e</span>" in page
+
+
+# What went well, as bars.
+
+
+def hours(*numbers: tuple[int, int]) -> list[tuple[datetime, int, int]]:
+    start = datetime(2026, 4, 24, 16, tzinfo=UTC)
+    return [(start + timedelta(hours=n), *one) for n, one in enumerate(numbers)]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "percent", "bars"),
+    [
+        ([(0, 0), (10, 0)], "100%", ["good"]),
+        ([(0, 0), (0, 3)], "0%", ["bad"]),
+        ([(5, 5), (0, 0), (1, 0)], "54.5%", ["good", "bad", "good"]),
+        ([(999_999, 1)], "99.9%", ["good", "bad"]),
+        ([(1, 999_999)], "0.1%", ["good", "bad"]),
+    ],
+)
+def test_a_sparkline_has_a_bar_an_hour_and_says_the_share(
+    numbers: list[tuple[int, int]], percent: str, bars: list[str]
+) -> None:
+    shown = str(sparkline(hours(*numbers)))
+    assert re.findall(r'class="spark-(good|bad)"', shown) == bars
+    assert f"<span>{percent}</span>" in shown
+    assert f"attempts succeeded in the last {len(numbers)} hours" in shown
+    heights = [float(height) for height in re.findall(r'height="([0-9.]+)" class', shown)]
+    # One failure among a million can be seen.
+    assert all(1.5 <= height <= 20 for height in heights)
+
+
+def test_a_sparkline_of_nothing_is_a_dash() -> None:
+    assert sparkline(hours((0, 0), (0, 0))) == "–"
+
+
+def listed(client: Client, **query: str) -> list[str]:
+    return [one.name for one in client.get(LIST, query).context["cl"].result_list]
 
 
 def test_tripped_ones_come_first(admin_client: Client) -> None:
@@ -301,6 +397,63 @@ def test_a_reload_after_rotating_rotates_nothing(admin_client: Client) -> None:
     again = {bound.html_name: bound.value() for bound in reloaded.context["form"]}
     assert SECRET.search(html.unescape(admin_client.post(page, again).content.decode()))
     assert len(stored_secrets(subscription)) == 3
+
+
+def test_a_secret_that_is_shown_has_a_button_that_copies_it(admin_client: Client) -> None:
+    page = html.unescape(admin_client.post(f"{LIST}add/", fields()).content.decode())
+    shown = re.search(r'x-ref="secret">(whsec_[^<]+)</code>\s*<button type="button"([^>]*)>', page)
+    assert shown is not None
+    assert stored_secrets(Subscription.objects.get()) == [shown[1]]
+    assert "navigator.clipboard.writeText($refs.secret.textContent)" in shown[2]
+    assert 'aria-label="Copy the secret of billing"' in shown[2]
+
+
+def test_secrets_of_many_are_rotated_after_a_question_and_shown_once(admin_client: Client) -> None:
+    first, second = make_subscription(name="a"), make_subscription(name="b", tenant="acme")
+    other = make_subscription()
+    second.rotate_secret()
+    sent: dict[str, Any] = {
+        "action": "rotate_secret",
+        "_selected_action": [str(first.pk), str(second.pk)],
+    }
+    question = admin_client.post(LIST, sent)
+    page = " ".join(question.content.decode().split())
+    assert "2 new secrets are made and shown once. 3 secrets are valid now" in page
+    assert "a: 1 valid now" in page
+    assert "b (acme): 2 valid now" in page
+    assert [one.secrets.count() for one in (first, second)] == [1, 2]
+    sent |= {bound.html_name: bound.value() for bound in question.context["form"]}
+    sent |= {"confirmed": "1", "old_secret": "0"}
+    answer = admin_client.post(LIST, sent)
+    page = html.unescape(answer.content.decode())
+    new = [stored_secrets(one) for one in (first, second)]
+    assert [len(live) for live in new] == [1, 1]
+    assert "2 subscriptions have new signing secrets" in page
+    # Once by itself, and once in the table to paste.
+    assert page.count(f"a\t{new[0][0]}\n") == page.count(f"b (acme)\t{new[1][0]}\n") == 1
+    assert Counter(SECRET.findall(page)) == {new[0][0]: 2, new[1][0]: 2}
+    assert "no-store" in answer["Cache-Control"]
+    assert other.secrets.count() == 1
+    entries = AuditEntry.objects.filter(action="rotated", via="admin")
+    assert {(entry.subscription_id, entry.actor) for entry in entries} == {
+        (first.pk, "admin"), (second.pk, "admin"),
+    }  # fmt: skip
+    again = admin_client.post(LIST, sent)
+    assert "Nothing was done" in again.content.decode()
+    assert not SECRET.search(html.unescape(again.content.decode()))
+    assert [stored_secrets(one) for one in (first, second)] == new
+
+
+def test_more_secrets_than_a_person_hands_over_are_not_rotated_at_once(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subscriptions.admin.subscriptions.MAX_ROTATED", 1)
+    chosen = [str(make_subscription().pk) for _ in range(2)]
+    sent = {"action": "rotate_secret", "_selected_action": chosen, "confirmed": "1"}
+    response = admin_client.post(LIST, {**sent, "old_secret": "0", "shown_with": "0"})
+    [message] = get_messages(response.wsgi_request)
+    assert str(message) == "Choose at most 1 subscriptions at once; nothing was done."
+    assert not AuditEntry.objects.filter(action="rotated").exists()
 
 
 def test_two_who_rotate_at_once_rotate_once(
