@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef, Prefetch, Q, QuerySet
 
 from deliveries.keeping.moments import within
-from deliveries.models import Attempt, Delivery
+from deliveries.models import Attempt, Delivery, Event
 from subscriptions.models import Subscription
 
 # Rows that are looked at in one statement, and for one list, where no index knows what is asked.
@@ -91,19 +90,4 @@ def newest(wanted: Wanted, limit: int) -> Iterator[Delivery]:
 
 def described(rows: QuerySet[Delivery]) -> QuerySet[Delivery]:
     # Of a subscription or an event that is gone, the delivery is there all the same.
-    return rows.prefetch_related("subscription", "event").defer("last_error")
-
-
-def after(wanted: Wanted, model: Any, last: int, seen: set[int]) -> list[Any]:
-    """Rows of `Delivery` or `Attempt` beyond the id `last` that are wanted and not in `seen`,
-    the oldest first."""
-    ids = list(
-        model.objects.filter(id__gt=last).order_by("id").values_list("pk", flat=True)[:BATCH]
-    )
-    fresh = [one for one in ids if one not in seen]
-    seen.update(fresh)
-    if model is Delivery:
-        return list(Delivery.objects.filter(wanted.chosen(), pk__in=fresh).order_by("id"))
-    deliveries = Delivery.objects.filter(wanted.chosen(), attempts__in=fresh)
-    found = Attempt.objects.filter(pk__in=fresh, delivery__in=deliveries).order_by("id")
-    return list(found.prefetch_related("delivery"))
+    return rows.prefetch_related("subscription", Prefetch("event", Event.objects.only("topic")))

@@ -85,9 +85,9 @@ class OperatorCommand(BaseCommand):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         except ProgrammingError as error:
-            if isinstance(error.__cause__, errors.UndefinedTable):
+            if isinstance(error.__cause__, errors.UndefinedTable | errors.UndefinedColumn):
                 raise CommandError(
-                    "The database has no tables for this yet; run `manage.py migrate`."
+                    "The database has no tables for this version yet; run `manage.py migrate`."
                 ) from error
             raise
         except (OperationalError, InterfaceError, PoolTimeout) as error:

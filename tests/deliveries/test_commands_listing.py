@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import OperationalError, connection
 from django.utils import timezone
 
 from deliveries import publish
-from deliveries.keeping import listing
+from deliveries.holding import hold
+from deliveries.keeping import following, listing
+from deliveries.keeping.discard import discard
+from deliveries.keeping.replay import replay
 from deliveries.management.commands import deliveries as command
 from deliveries.models import Attempt, Delivery
 from subscriptions import circuit
 from tests.commands import refusal, run, run_json
 from tests.factories import make_subscription
+from tests.subscriptions.test_commands import trip
 from tests.terminal import terminal
 
 pytestmark = pytest.mark.django_db
@@ -103,29 +110,146 @@ def test_what_a_deletion_left_is_listed(three: list[Delivery]) -> None:
     assert "(deleted)" in run("deliveries")
 
 
+Happens = Callable[..., list[str]]
+
+
+@pytest.fixture
+def followed(monkeypatch: pytest.MonkeyPatch) -> Happens:
+    """The lines of a live tail while these steps happen, one between two looks; then Ctrl-C."""
+
+    def follow(words: Sequence[str], *steps: Callable[[], object]) -> list[str]:
+        left = iter(steps)
+
+        def wait(self: Any) -> bool:
+            step = next(left, None)
+            if step is None:
+                raise KeyboardInterrupt
+            step()
+            return True
+
+        monkeypatch.setattr(command.Command, "_wait", wait)
+        return run("deliveries", "--follow", *words).splitlines()
+
+    return follow
+
+
+def whats(lines: list[str]) -> list[tuple[str, str]]:
+    return [(one["what"], one["subscription"]) for one in map(json.loads, lines)]
+
+
 def test_a_live_tail_says_what_is_published_and_attempted_once(
-    three: list[Delivery], monkeypatch: pytest.MonkeyPatch
+    three: list[Delivery], followed: Happens
 ) -> None:
-    """Nothing of before; with a filter; until Ctrl-C."""
-    looks = iter(range(3))
+    """Nothing of before; with a filter."""
 
-    def happens(self: Any) -> bool:
-        look = next(looks)
-        if look == 0:
-            publish("x.a", {})
-            publish("x.b", {})
-        elif look == 1:
-            attempted(Delivery.objects.filter(event__topic="x.a", tenant="").latest("id"), 1, 200)
-        else:
-            raise KeyboardInterrupt
-        return True
+    def publish_both() -> None:
+        publish("x.a", {})
+        publish("x.b", {})
 
-    monkeypatch.setattr(command.Command, "_wait", happens)
-    said = listed("--follow", "--subscription", "a")
-    assert [(one["what"], one["subscription"]) for one in said] == [
-        ("published", "a"), ("attempt", "a"),
+    def attempt() -> None:
+        delivery = Delivery.objects.filter(event__topic="x.a", tenant="").latest("id")
+        Delivery.objects.filter(pk=delivery.pk).update(
+            status="succeeded", attempt_count=1, next_attempt_at=None, finished_at=timezone.now()
+        )
+        attempted(delivery, 1, 200)
+
+    lines = followed(["--subscription", "a", "--json"], publish_both, attempt)
+    assert whats(lines) == [("published", "a"), ("attempt", "a")]
+    said = json.loads(lines[1])
+    assert (said["status_code"], said["number"], said["duration_ms"]) == (200, 1, 12)
+    assert said["status"] == "succeeded"
+
+
+def test_a_live_tail_says_every_change_of_status(three: list[Delivery], followed: Happens) -> None:
+    """Of what was open before, too; and why, as the audit has it."""
+    one = three[0]
+    ids = [one.subscription_id]
+    lines = followed(
+        ["--tenant", "", "--json"],
+        lambda: circuit.pause(ids),
+        lambda: publish("x.a", {}),  # is not kept for it
+        lambda: circuit.reset(ids),
+        lambda: (trip(one.subscription), hold(ids)),
+        lambda: publish("x.a", {}),
+        lambda: circuit.reset(ids, discard_held=True),
+        lambda: replay([one.pk]),
+        lambda: discard([three[1].pk]),
+    )
+    assert whats(lines) == [
+        ("paused", "a"), ("held", "a"),
+        ("resumed", "a"), ("pending", "a"),
+        ("tripped", "a"), ("held", "a"),
+        ("published", "a"),
+        # The test is one transaction, in which PostgreSQL's now() stands still.
+        ("discarded", "a"), ("discarded", "a"), ("reset", "a"),
+        ("resent", "a"), ("pending", "a"),
+        ("discarded", "b"), ("discarded", "b"),
     ]  # fmt: skip
-    assert (said[1]["status_code"], said[1]["number"], said[1]["duration_ms"]) == (200, 1, 12)
+
+
+def test_a_live_tail_says_what_is_discarded_however_old_it_is(
+    three: list[Delivery], followed: Happens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "LATE_SECONDS", 600)
+    monkeypatch.setattr(following, "WATCHED_IDS", 1)
+    monkeypatch.setattr(following, "MAX_WATCHED", 1)
+    assert whats(followed(["--topic", "x.a", "--json"], lambda: discard([three[0].pk]))) == [
+        ("discarded", "a")
+    ]
+
+
+def test_a_live_tail_keeps_to_the_status_that_is_asked_for(
+    three: list[Delivery], followed: Happens
+) -> None:
+    ids = [three[0].subscription_id]
+    lines = followed(
+        ["--status", "held", "--json"],
+        lambda: publish("x.b", {}),
+        lambda: circuit.pause(ids),
+        lambda: circuit.reset(ids),
+    )
+    assert whats(lines) == [("held", "a")]
+
+
+def test_a_live_tail_fits_a_terminal(three: list[Delivery], followed: Happens) -> None:
+    one = three[0]
+    lines = followed(
+        ["--subscription", "a"],
+        lambda: (trip(one.subscription, "connection refused " * 10), hold([one.subscription_id])),
+        lambda: publish("x.a", {}),
+        lambda: discard([one.pk]),
+    )
+    words = [line.partition("  ")[2] for line in lines]
+    assert words[0].startswith("Tripped  a  1 of 5 failures in a row; connection refused")
+    assert words[1] == f"{one.pk}  held  x.a → a"
+    assert re.fullmatch("[0-9]+  published, held  x.a → a", words[2])
+    assert f"{one.pk}  discarded  x.a → a  discarded by an operator" in words
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_a_look_that_the_database_ends_is_made_again(
+    three: list[Delivery], followed: Happens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = iter([True, True, False])
+    look_at = following.Follower._look_at_the_audit
+
+    def look(self: following.Follower) -> None:
+        if next(broken, False):
+            raise OperationalError("server closed the connection")
+        look_at(self)
+
+    monkeypatch.setattr(following.Follower, "_look_at_the_audit", look)
+    monkeypatch.setattr(command.connection, "close", lambda: None)
+    errors = StringIO()
+    monkeypatch.setattr(command.Command, "_warn", lambda _, text: errors.write(f"{text}\n"))
+    lines = followed(
+        ["--json"], lambda: publish("x.a", {}), lambda: None, lambda: None, lambda: None
+    )
+    assert whats(lines) == [("published", "a")]
+    assert errors.getvalue() == (
+        "The database is away: server closed the connection; waiting for it.\n"
+        "The database is back; what happened meanwhile follows.\n"
+    )
 
 
 @pytest.mark.django_db(transaction=True)

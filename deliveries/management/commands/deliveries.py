@@ -4,39 +4,49 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from django.core.exceptions import ObjectDoesNotExist
 from django.core.management.base import CommandError, CommandParser
-from django.db.models import Max
+from django.db import InterfaceError, OperationalError, connection
+from psycopg_pool import PoolTimeout
 from rich.text import Text
 
-from deliveries.keeping.listing import Wanted, after, newest
-from deliveries.models import Attempt, Delivery
+from deliveries.keeping.following import Change, Follower
+from deliveries.keeping.listing import Wanted, newest
+from deliveries.models import Delivery
 from subscriptions.management.base import (
     OperatorCommand,
     add_json_flag,
     add_tenant_flag,
     find_one,
     moment,
+    one_line,
     whole_number,
 )
 from subscriptions.management.tables import Column, Row, safe
 from subscriptions.times import age, exact
 
-# Seconds between two looks, and how many ids back it looks for what was committed late.
+# Seconds between two looks.
 LOOK_EVERY = 1.0
-LATE = 500
 
-_STYLES = {"succeeded": "green", "failed": "red", "discarded": "dim", "held": "yellow"}
+_STYLES = {
+    "succeeded": "green",
+    "failed": "red",
+    "discarded": "dim",
+    "held": "yellow",
+    "tripped": "bold red",
+    "fuse_blown": "bold red",
+    "recovered": "bold green",
+}
 _ANSWERS = {"2xx": 2, "3xx": 3, "4xx": 4, "5xx": 5, "none": 0}
 
 
 class Command(OperatorCommand):
     help = (
-        "List deliveries, the newest first. With --follow say what is published and attempted from "
-        "now on, a line each, until Ctrl-C. With --json an object on each line."
+        "List deliveries, the newest first. With --follow say what happens from now on, a line "
+        "each, until Ctrl-C: what is published, attempted, held, sent again, discarded, and what "
+        "the audit says of subscriptions. With --json an object on each line."
     )
     examples = (
         "--status failed --since 2h",
@@ -123,48 +133,30 @@ class Command(OperatorCommand):
         )
 
     def _follow(self, wanted: Wanted, *, as_json: bool) -> None:
-        places = {model: _Place(model) for model in (Delivery, Attempt)}
+        follower = Follower(wanted)
+        away = False
         while self._wait():
-            for delivery in places[Delivery].new(wanted):
-                self._say(delivery.created_at, "published", delivery, {}, as_json=as_json, style="")
-            for attempt in places[Attempt].new(wanted):
-                answer = str(attempt.status_code or attempt.outcome)
-                good = attempt.outcome == "success"
-                told = {
-                    "number": attempt.number,
-                    "outcome": attempt.outcome,
-                    "status_code": attempt.status_code,
-                    "duration_ms": attempt.duration_ms,
-                }
-                what = f"attempt {attempt.number}: {answer} in {attempt.duration_ms} ms"
-                self._say(
-                    attempt.started_at,
-                    what,
-                    attempt.delivery,
-                    told,
-                    as_json=as_json,
-                    style="green" if good else "red",
-                )
+            try:
+                changes = follower.look()
+            except (OperationalError, InterfaceError, PoolTimeout) as error:
+                connection.close()
+                if not away:
+                    self._warn(f"The database is away: {one_line(error)}; waiting for it.")
+                away = True
+                continue
+            if away:
+                self._warn("The database is back; what happened meanwhile follows.")
+            away = False
+            for change in changes:
+                if as_json:
+                    self.write_json_line(_change_as_json(change))
+                else:
+                    self.write_line(_line(change))
+            self.stdout.flush()
 
-    def _say(
-        self,
-        at: Any,
-        what: str,
-        delivery: Delivery,
-        attempt: dict[str, Any],
-        *,
-        as_json: bool,
-        style: str,
-    ) -> None:
-        if as_json:
-            what = "attempt" if attempt else "published"
-            self.write_json_line({"what": what, "at": at} | attempt | _as_json(delivery))
-            return
-        line = Text(f"{exact(at)[11:]}  {delivery.pk}  ", "dim", end="")
-        line.append_text(safe(f"{what}  ", style)).append("  ")
-        line.append_text(safe(f"{_topic(delivery)} → {_subscription(delivery)}"))
-        self.write_line(line)
-        self.stdout.flush()
+    def _warn(self, text: str) -> None:
+        self.stderr.write(text)
+        self.stderr.flush()
 
     def _wait(self) -> bool:
         """Until it is time to look again; False once nobody reads any more."""
@@ -178,20 +170,58 @@ class Command(OperatorCommand):
         return not poll.poll(LOOK_EVERY * 1000)
 
 
-class _Place:
-    """How far in a table it has looked. Ids are committed out of order: it looks back a little."""
+def _line(change: Change) -> Text:
+    line = Text(end="").append(f"{exact(change.at)[11:]}  ", "dim")
+    if change.entry is not None:
+        entry = change.entry
+        parts = [
+            (entry.get_action_display(), _STYLES.get(entry.action, "bold")),
+            (entry.subject, ""),
+            (entry.story, ""),
+            (f"by {entry.who}", "dim"),
+        ]
+        return line.append_text(Text("  ").join(safe(*part) for part in parts if part[0]))
+    assert change.delivery is not None
+    one, attempt = change.delivery, change.attempt
+    what, style = change.what, _STYLES.get(change.what, "")
+    if attempt is not None:
+        answer = str(attempt.status_code or attempt.outcome)
+        what = f"attempt {attempt.number}: {answer} in {attempt.duration_ms} ms"
+        style = "green" if attempt.outcome == "success" else "red"
+        if attempt.number == one.attempt_count and one.status not in ("succeeded", "pending"):
+            what += f", {one.status}"
+    elif what == "published" and one.status == "held":
+        what, style = "published, held", _STYLES["held"]
+    parts = [
+        (str(one.pk), "dim"),
+        (what, style),
+        (f"{_topic(one)} → {_subscription(one)}", ""),
+        (one_line(one.last_error) if what in ("discarded", "failed") else "", "dim"),
+    ]
+    return line.append_text(Text("  ").join(safe(*part) for part in parts if part[0]))
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._last = model.objects.aggregate(last=Max("id"))["last"] or 0
-        self._seen = set(
-            model.objects.filter(id__gt=self._last - LATE).values_list("pk", flat=True)
-        )
 
-    def new(self, wanted: Wanted) -> Iterator[Any]:
-        yield from after(wanted, self._model, self._last - LATE, self._seen)
-        self._last = max(self._last, max(self._seen, default=0))
-        self._seen = {one for one in self._seen if one > self._last - LATE}
+def _change_as_json(change: Change) -> dict[str, Any]:
+    found: dict[str, Any] = {"what": change.what, "at": change.at}
+    if change.entry is not None:
+        entry = change.entry
+        return found | {
+            "subscription_id": entry.subscription_id,
+            "subscription": entry.subject,
+            "tenant": entry.tenant,
+            "by": entry.actor,
+            "via": entry.via,
+            "detail": entry.detail,
+        }
+    assert change.delivery is not None
+    if attempt := change.attempt:
+        found |= {
+            "number": attempt.number,
+            "outcome": attempt.outcome,
+            "status_code": attempt.status_code,
+            "duration_ms": attempt.duration_ms,
+        }
+    return found | _as_json(change.delivery)
 
 
 def _topic(delivery: Delivery) -> str:
