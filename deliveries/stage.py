@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from deliveries.turns import Turns
 from subscriptions.database import close_own_connection
 
 logger = logging.getLogger(__name__)
@@ -182,6 +183,38 @@ class Stage(Generic[Item]):
         with self._lock:
             while self._later and (self._closed or self._later[0][0] <= now):
                 batch.append(heapq.heappop(self._later)[2])
+
+
+class FairStage(Stage[Item]):
+    """A stage whose items have an `owner`: these take turns in each batch of `max_batch`.
+
+    So an item waits for the batch that is under way, and for no backlog of another owner. The
+    items of one owner stay in their order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handle: Callable[[list[Item]], None],
+        *,
+        owner: Callable[[Item], str],
+        max_batch: int,
+        pace: Pace | None = None,
+        setup: Callable[[], None] | None = None,
+        teardown: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(name, handle, pace=pace, setup=setup, teardown=teardown)
+        self._owner = owner
+        self._limit = max_batch
+        self._turns: Turns[Item] = Turns()
+
+    def _gather(self, batch: list[Item], *, wait: bool) -> None:
+        came: list[Item] = []
+        super()._gather(came, wait=wait and not self._turns)
+        for item in came:
+            self._turns.put(self._owner(item), item)
+        while self._turns and len(batch) < self._limit:
+            batch.append(self._turns.pop())
 
 
 def call_all(calls: list[Callable[[], None]]) -> None:

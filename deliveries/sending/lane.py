@@ -6,26 +6,11 @@ lanes and asks: what is to be sent next, what follows from this answer, is the l
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from operator import itemgetter
-from typing import TypeVar
+from collections import deque
 
 from deliveries.judging.policy import Next, Outcome, Schedule, Verdict, decide
 from deliveries.judging.response import Judged
 from deliveries.values import ClaimedDelivery, ClaimedLane, LaneEnd, Result
-
-_Item = TypeVar("_Item")
-
-
-def by_turns(items: Sequence[_Item], owner: Callable[[_Item], str]) -> list[_Item]:
-    """The first item of each owner, then the second of each, and so on."""
-    seen: Counter[str] = Counter()
-    turns = []
-    for item in items:
-        seen[owner(item)] += 1
-        turns.append((seen[owner(item)], item))
-    return [item for _, item in sorted(turns, key=itemgetter(0))]
 
 
 class OpenLane:

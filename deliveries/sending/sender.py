@@ -16,7 +16,6 @@ import os
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,11 +31,12 @@ from deliveries.monitoring.counts import counts
 from deliveries.monitoring.lines import log_attempts
 from deliveries.progress import Progress
 from deliveries.sending.counting import Counting
-from deliveries.sending.lane import OpenLane, by_turns
+from deliveries.sending.lane import OpenLane
 from deliveries.sending.request import signed_post
 from deliveries.settling.settle import Settled, settle, unsettled
-from deliveries.stage import Pace, Stage, call_all
+from deliveries.stage import FairStage, Pace, Stage, call_all
 from deliveries.transport import Exchange, NotStarted, Transport, transport
+from deliveries.turns import Turns
 from deliveries.values import ClaimedDelivery, ClaimedLane, LaneEnd, Result
 from deliveries.waking import wakeups
 from subscriptions import signals
@@ -69,6 +69,10 @@ CLOSE_TIMEOUT = 60.0
 # How many settlements of a few results begin in a second, and how many at once.
 SETTLEMENTS_PER_SECOND = 100.0
 BURST = 10
+# How many results one settlement writes at most: a lane that has one more delivery waits for the
+# settlement of its last. In the benchmark's *tenants* the quiet tenant's p99 was 228 ms with 2,000
+# at once and 78 with 300, and the flood took no longer.
+SETTLED_AT_ONCE = 300
 # For how long the transport's thread goes on with the lanes of one batch before it looks what else
 # has come, in seconds.
 SLICE = 0.001
@@ -108,9 +112,11 @@ class Sender:
             )
             for recovering in (False, True)
         }
-        self._settlements: Stage[_Settlement] = Stage(
+        self._settlements: FairStage[_Settlement] = FairStage(
             "settle",
             self._settle_batch,
+            owner=lambda item: item.lane.claimed.tenant,
+            max_batch=SETTLED_AT_ONCE,
             pace=Pace(SETTLEMENTS_PER_SECOND, BURST),
             setup=self._begin_settling,
             teardown=close_own_connection,
@@ -156,7 +162,9 @@ class Sender:
     # On the transport's thread: everything that happens to a lane.
 
     def _on_claimed(self, lanes: list[ClaimedLane], recovering: bool) -> None:
-        turns = deque(by_turns(lanes, lambda lane: lane.tenant))
+        turns: Turns[ClaimedLane] = Turns()
+        for lane in lanes:
+            turns.put(lane.tenant, lane)
         begin = partial(self._begin, recovering=recovering)
         self.transport.call_soon(partial(self._for_a_while, turns, begin))
 
@@ -253,13 +261,13 @@ class Sender:
         if payload is not None:
             self._memories[lane.recovering].release(payload)
 
-    def _for_a_while(self, items: deque[_Item], act: Callable[[_Item], None]) -> None:
+    def _for_a_while(self, items: Turns[_Item], act: Callable[[_Item], None]) -> None:
         """Act on the first of these; on the others after what else has come meanwhile."""
         until = time.monotonic() + SLICE
         try:
-            act(items.popleft())
+            act(items.pop())
             while items and time.monotonic() < until:
-                act(items.popleft())
+                act(items.pop())
         finally:
             if items:
                 self.transport.call_soon(partial(self._for_a_while, items, act))
@@ -386,8 +394,10 @@ class Sender:
         for lane, written in settled:
             lanes.setdefault(lane, []).append(written)
         if lanes:
-            after = deque(lanes.items())
-            self.transport.call_soon(partial(self._for_a_while, after, self._after_settling))
+            turns: Turns[tuple[OpenLane, list[bool]]] = Turns()
+            for lane, results in lanes.items():
+                turns.put(lane.claimed.tenant, (lane, results))
+            self.transport.call_soon(partial(self._for_a_while, turns, self._after_settling))
 
     def _abandon(self, batch: list[_Settlement]) -> None:
         """Let the leases run out: others send again what could not be recorded."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import OrderedDict
 from collections.abc import Callable
 
 import requests
 
 from deliveries.transport.exchange import Exchange
 from deliveries.transport.names import Name
+from deliveries.turns import Turns
 from subscriptions.destinations import Destination
 
 
@@ -66,8 +66,7 @@ class Budget:
         self.in_flight = 0
         self.submitted = 0
         self.ended = 0
-        # By owner; the first one's turn is next.
-        self._waiting: OrderedDict[str, OrderedDict[Job, None]] = OrderedDict()
+        self._waiting: Turns[Job] = Turns()
         self._start_bys: list[tuple[float, int, Job]] = []
         self._numbers = itertools.count()
 
@@ -81,17 +80,13 @@ class Budget:
         return bool(self._waiting) and self.in_flight < self.places
 
     def wait(self, job: Job) -> None:
-        self._waiting.setdefault(job.owner, OrderedDict())[job] = None
+        self._waiting.put(job.owner, job)
         if job.start_by is not None:
             heapq.heappush(self._start_bys, (job.start_by, next(self._numbers), job))
 
     def next(self) -> Job:
         """The job that has waited longest of the owner whose turn it is; it waits no longer."""
-        owner, jobs = self._waiting.popitem(last=False)
-        job, _ = jobs.popitem(last=False)
-        if jobs:
-            self._waiting[owner] = jobs
-        return job
+        return self._waiting.pop()
 
     def next_start_by(self) -> float | None:
         """The earliest `start_by` of those that wait."""
@@ -100,19 +95,16 @@ class Budget:
         return self._start_bys[0][0] if self._start_bys else None
 
     def _waits(self, job: Job) -> bool:
-        return job in self._waiting.get(job.owner, ())
+        return self._waiting.has(job.owner, job)
 
     def late(self, now: float) -> list[Job]:
         """The jobs whose `start_by` is over; they wait no longer."""
         late = []
         while (start_by := self.next_start_by()) is not None and start_by <= now:
             job = heapq.heappop(self._start_bys)[2]
-            jobs = self._waiting[job.owner]
-            del jobs[job]
-            if not jobs:
-                del self._waiting[job.owner]
+            self._waiting.remove(job.owner, job)
             late.append(job)
         return late
 
     def all_waiting(self) -> list[Job]:
-        return [job for jobs in self._waiting.values() for job in jobs]
+        return list(self._waiting)

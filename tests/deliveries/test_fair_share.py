@@ -15,10 +15,11 @@ from deliveries.claiming import claimer as claiming
 from deliveries.claiming import claims
 from deliveries.models import Delivery
 from deliveries.sending import sender as sending
-from deliveries.sending.lane import by_turns
 from deliveries.sending.sender import Sender
+from deliveries.stage import FairStage
 from deliveries.transport import Exchange
 from deliveries.transport.jobs import Budget, Job
+from deliveries.turns import Turns
 from deliveries.values import ClaimedLane
 from tests.factories import make_subscription
 from webhooks_project.receiver import Receiver
@@ -65,11 +66,40 @@ def test_a_claim_is_for_a_bounded_number_of_deliveries(
     assert Delivery.objects.filter(status="succeeded").count() == 20 * 10
 
 
-def test_the_lanes_of_a_claim_begin_by_turns_of_their_tenants() -> None:
-    lanes = ["flood 1", "flood 2", "flood 3", "quiet 1", "flood 4", "quiet 2", "other 1"]
-    assert by_turns(lanes, lambda lane: lane.split()[0]) == [
+def test_owners_take_turns() -> None:
+    turns: Turns[str] = Turns()
+    for item in ["flood 1", "flood 2", "flood 3", "quiet 1", "flood 4", "quiet 2", "other 1"]:
+        turns.put(item.split()[0], item)
+    assert [turns.pop() for _ in range(7)] == [
         "flood 1", "quiet 1", "other 1", "flood 2", "quiet 2", "flood 3", "flood 4",
     ]  # fmt: skip
+    assert not turns
+
+
+def test_an_item_of_another_owner_is_in_the_next_batch_of_a_stage() -> None:
+    """A thousand of one owner wait while the first of them is handled; each stays in its order."""
+    batches: list[list[str]] = []
+    began, go_on = threading.Event(), threading.Event()
+
+    def handle(batch: list[str]) -> None:
+        batches.append(batch)
+        began.set()
+        assert go_on.wait(30)
+
+    stage: FairStage[str] = FairStage(
+        "test", handle, owner=lambda item: item.split()[0], max_batch=100
+    )
+    flood = [f"flood {number}" for number in range(1001)]
+    stage.put(flood[0])
+    assert began.wait(30)
+    for item in flood[1:]:
+        stage.put(item)
+    stage.put("quiet 1")
+    go_on.set()
+    stage.close()
+    assert [len(batch) for batch in batches] == [1, *[100] * 10, 1]
+    assert "quiet 1" in batches[1]
+    assert [item for batch in batches for item in batch if item != "quiet 1"] == flood
 
 
 def test_a_tenant_with_one_request_does_not_wait_for_the_thousand_of_another() -> None:
