@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import re
+from datetime import datetime, timedelta, tzinfo
 
 from django.utils import timezone
 
@@ -26,3 +27,20 @@ def span(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds // length:.0f} {unit}"
     return f"{seconds // 1:.0f} s"
+
+
+_AGO = re.compile(r"([0-9]{1,9})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def parse_time(text: str, zone: tzinfo) -> datetime:
+    """A time ago (`90s`, `15m`, `2h`, `7d`) or ISO 8601, in `zone` unless it says. ValueError."""
+    try:
+        if match := _AGO.fullmatch(text):
+            return timezone.now() - timedelta(**{_UNITS[match[2]]: int(match[1])})
+        value = datetime.fromisoformat(text)
+        return value if value.tzinfo else value.replace(tzinfo=zone)
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{text[:80]!r} is not a time; write 2h (two hours ago), 7d or 2026-01-31T12:00"
+        ) from None

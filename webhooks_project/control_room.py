@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.http import HttpRequest
-from django.urls import reverse_lazy
+from django.urls import reverse, reverse_lazy
 
 
 def _may_view(model: str) -> Callable[[HttpRequest], bool]:
@@ -25,6 +25,13 @@ def _page(title: str, icon: str, model: str) -> dict[str, Any]:
         "link": reverse_lazy(f"admin:{model.replace('.', '_')}_changelist"),
         "permission": _may_view(model),
     }
+
+
+def _is_about_events(request: HttpRequest) -> bool:
+    """Not on the page of the next item, which is below theirs."""
+    return request.path.startswith(reverse("admin:deliveries_event_changelist")) and (
+        request.path != reverse("admin:deliveries_event_reach")
+    )
 
 
 CONTROL_ROOM: dict[str, Any] = {
@@ -64,7 +71,16 @@ CONTROL_ROOM: dict[str, Any] = {
                     _page("Subscriptions", "hub", "subscriptions.subscription"),
                     _page("Deliveries", "outbox", "deliveries.delivery"),
                     _page("Attempts", "http", "deliveries.attempt"),
-                    _page("Events", "bolt", "deliveries.event"),
+                    {
+                        **_page("Events", "bolt", "deliveries.event"),
+                        "active": _is_about_events,
+                    },
+                    {
+                        "title": "Whom would it reach?",
+                        "icon": "alt_route",
+                        "link": reverse_lazy("admin:deliveries_event_reach"),
+                        "permission": _may_view("subscriptions.subscription"),
+                    },
                 ],
             },
             {

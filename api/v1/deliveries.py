@@ -11,7 +11,7 @@ from ninja import Path, Query, Router, Status
 
 from api.auth import scope
 from api.keys import Caller
-from api.pages import Cursor, Limit, Listed, page_of_chosen
+from api.pages import Cursor, Limit, Listed, page_of
 from api.problems import Problem, not_found, problems
 from api.v1.schemas_events import (
     DeliveryRead,
@@ -24,7 +24,8 @@ from api.v1.schemas_events import (
     Until,
 )
 from deliveries.keeping.discard import discard
-from deliveries.keeping.moments import within
+from deliveries.keeping.finding import WantedDeliveries
+from deliveries.keeping.keyset import Search
 from deliveries.keeping.replay import replay, why_not
 from deliveries.models import Delivery, Event
 from subscriptions.models import Subscription
@@ -35,15 +36,9 @@ router = Router(tags=["deliveries"])
 
 DeliveryId = Annotated[int, Path(..., ge=1, le=2**63 - 1, description="The id of a delivery.")]
 
-# Indexes list what is open by subscription: the newest first would cost every delivery another.
-_ORDERS: dict[str, tuple[str, ...]] = {
-    "pending": ("subscription_id", "next_attempt_at", "id"),
-    "held": ("subscription_id", "id"),
-}
 # A delivery has its subscription's tenant, and one of the application's may be for all tenants. A
 # key that is bound to the application sees no event of others there either.
 _OWN_EVENTS = Q(event__tenant="")
-_NEWEST_FIRST: tuple[str, ...] = ("-id",)
 
 
 @router.get(
@@ -76,48 +71,24 @@ def list_deliveries(
         if tenant not in (None, caller.tenant):
             return _NONE
         tenant = caller.tenant
-    rows, chosen, by = _with_topics(), Q(), _NEWEST_FIRST
-    if event is not None:
-        rows = rows.filter(event_id=event, **({} if status is None else {"status": status}))
-    elif status == "succeeded":
-        chosen &= Q(status=status)
-    elif status is not None:
-        rows, by = rows.filter(status=status), _ORDERS.get(status, _NEWEST_FIRST)
-    if subscription is not None:
-        # True of all ids, and what the index `delivery_history` asks for.
-        rows = rows.filter(subscription_id=subscription, id__gt=0)
-        if tenant is not None and not _is_of(subscription, tenant):
-            return _NONE
-    elif tenant and by in _ORDERS.values() and event is None:
-        rows = rows.filter(subscription_id__in=_ids_of_subscriptions(tenant))
-    if tenant:
-        rows = rows.filter(tenant=tenant)
-    elif tenant is not None:
-        chosen &= Q(tenant=tenant)
-    if caller.tenant == "":
-        chosen &= _OWN_EVENTS
-    if topic is not None:
-        chosen &= Q(topic=topic)
-    if since is not None:
-        chosen &= Q(created_at__gte=since)
-    if until is not None:
-        chosen &= Q(created_at__lt=until)
-    if by == _NEWEST_FIRST and event is None:
-        rows = within(rows, since, until)
-    found = page_of_chosen(rows, chosen, by=by, cursor=cursor, limit=limit)
+    if subscription is not None and tenant is not None and not _is_of(subscription, tenant):
+        return _NONE
+    search = WantedDeliveries(
+        status=status, subscription=subscription, topic=topic, tenant=tenant, event=event,
+        since=since, until=until,
+    ).search()  # fmt: skip
+    own = _OWN_EVENTS if caller.tenant == "" else Q()
+    shown = Search(_with_topics(search.rows), search.chosen & own, search.by)
+    found = page_of(shown, cursor=cursor, limit=limit)
     return {"data": found.rows, "next_cursor": found.next_cursor}
 
 
 _NONE: dict[str, Any] = {"data": [], "next_cursor": None}
 
 
-def _with_topics() -> QuerySet[Delivery]:
+def _with_topics(deliveries: QuerySet[Delivery]) -> QuerySet[Delivery]:
     events = Event.objects.filter(pk=OuterRef("event_id"))
-    return Delivery.objects.annotate(topic=Subquery(events.values("topic")))
-
-
-def _ids_of_subscriptions(tenant: str) -> list[UUID]:
-    return list(Subscription.objects.filter(tenant=tenant).values_list("pk", flat=True))
+    return deliveries.annotate(topic=Subquery(events.values("topic")))
 
 
 def _is_of(subscription_id: UUID, tenant: str) -> bool:
@@ -183,7 +154,9 @@ def discard_delivery(request: HttpRequest, delivery_id: DeliveryId) -> Any:
 def _visible(request: HttpRequest, delivery_id: int) -> Delivery:
     caller: Caller = request.auth  # type: ignore[attr-defined]
     chosen = _OWN_EVENTS if caller.tenant == "" else Q()
-    delivery = caller.sees(_with_topics()).filter(chosen, pk=delivery_id).first()
+    delivery = (
+        caller.sees(_with_topics(Delivery.objects.all())).filter(chosen, pk=delivery_id).first()
+    )
     if delivery is None:
         raise not_found(f"There is no delivery {delivery_id}.")
     return delivery

@@ -12,7 +12,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
-from django.db.models import Count, F, Q
+from django.db.models import Count, F
 from django.http import HttpRequest, HttpResponse
 from django.utils.crypto import salted_hmac
 from ninja import Header, Path, Router
@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from api.auth import scope
 from api.json import escape
 from api.keys import Caller
-from api.pages import Cursor, Limit, Listed, page_of_chosen
+from api.pages import Cursor, Limit, Listed, page_of
 from api.problems import Problem, invalid, not_found, problems
 from api.v1.schemas_events import (
     EventIn,
@@ -37,6 +37,7 @@ from api.v1.schemas_events import (
 )
 from deliveries import EventConflict, NewEvent, publish, publish_many
 from deliveries.body import InvalidEventId, InvalidPayload, PayloadTooLarge, timestamp
+from deliveries.keeping.finding import WantedEvents
 from deliveries.models import Delivery, Event
 from deliveries.publishing.publish import InvalidEventType, refusals
 from deliveries.tracing import continued
@@ -275,21 +276,8 @@ def list_events(
         if tenant not in (None, caller.tenant):
             return {"data": [], "next_cursor": None}
         tenant = caller.tenant
-    events, chosen = Event.objects.defer("body"), Q()
-    if since is not None:
-        events = events.filter(created_at__gte=since)
-    if until is not None:
-        events = events.filter(created_at__lt=until)
-    # There is an index for a topic, and one for a tenant; the application's own is in neither.
-    if tenant:
-        events = events.filter(tenant=tenant)
-    elif tenant is not None:
-        chosen &= Q(tenant=tenant)
-    if topic is not None and tenant:
-        chosen &= Q(topic=topic)
-    elif topic is not None:
-        events = events.filter(topic=topic)
-    found = page_of_chosen(events, chosen, cursor=cursor, limit=limit)
+    search = WantedEvents(topic=topic, tenant=tenant, since=since, until=until).search()
+    found = page_of(search, cursor=cursor, limit=limit)
     return {"data": found.rows, "next_cursor": found.next_cursor}
 
 

@@ -1,93 +1,68 @@
-"""Deliveries and attempts in Django's admin, to be read and replayed.
+"""Deliveries and attempts in Django's admin, to be read, sent again and discarded.
 
-The tables hold millions of rows, so nothing here counts them all, lists the values of a column,
-or joins: related rows of a page are fetched by their ids, and may be gone.
+The tables hold millions of rows, so nothing here counts them, lists the values of a column, or
+joins: related rows of a page are fetched by their ids, and may be gone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import partial
 from typing import Any
+from uuid import UUID
 
 from django.contrib import admin, messages
-from django.contrib.admin.models import CHANGE, LogEntry
-from django.contrib.admin.views.main import ChangeList
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import PermissionDenied
-from django.db import transaction
-from django.db.models import Q, QuerySet
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
-from django.urls import URLPattern, path
+from django.urls import URLPattern, path, reverse
 from django.utils import timezone
-from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
-from django.utils.translation import ngettext
 
 from deliveries.admin.acts import MAX_REPLAYED
+from deliveries.admin.delivery_acts import DELIVERY_ACTS, DeliveryAct
 from deliveries.admin.readonly import (
-    ChosenDelivery,
-    ChosenEvent,
-    ChosenSubscription,
-    IndexedChangeList,
-    OutcomeFilter,
+    BY_SINCE,
+    BY_UNTIL,
+    ByAnswer,
+    ByStatus,
+    NothingFound,
     ReadOnlyAdmin,
+    answer,
+    by,
+    moment,
+    number,
 )
-from deliveries.admin.subscriptions import SubscriptionWithDeliveriesAdmin
+from deliveries.admin.subscriptions import STATUS_KINDS, SubscriptionWithDeliveriesAdmin
 from deliveries.keeping.backlog import backoff
-from deliveries.keeping.replay import BATCH, FINISHED, Replayed, replay
+from deliveries.keeping.finding import ORDERS_OF_OPEN, WantedAttempts, WantedDeliveries
+from deliveries.keeping.keyset import Search
+from deliveries.keeping.story import Act, Situation, Step, story, verdict
 from deliveries.models import Attempt, Delivery, Event, Lane
 from subscriptions.admin.display import ago, chip, link, page_of, short
-from subscriptions.admin.tenants import ChosenTenant, tenant_link
-from subscriptions.models import Subscription
+from subscriptions.admin.tenants import tenant_link
+from subscriptions.conf import conf
+from subscriptions.models import AuditEntry, Subscription
+from subscriptions.times import age, exact, span
 
+# The newest of a delivery's attempts, on its page.
 MAX_ATTEMPTS_SHOWN = 100
+# Entries of the audit among which a delivery's are looked for.
+MAX_ENTRIES = 200
+# Characters of an answer, of which no more are kept.
+MAX_ANSWER = 1024
 
-_STATUS_KINDS = {
-    Delivery.Status.PENDING: "busy",
-    Delivery.Status.HELD: "idle",
-    Delivery.Status.SUCCEEDED: "good",
-    Delivery.Status.FAILED: "bad",
-    Delivery.Status.DISCARDED: "idle",
-}
-
-_ORDER_OF_OPEN = {
-    "pending": ("subscription_id", "next_attempt_at", "id"),
-    "held": ("subscription_id", "id"),
+_NOTES = {
+    ORDERS_OF_OPEN["pending"]: "By subscription, and in each what is due first.",
+    ORDERS_OF_OPEN["held"]: "By subscription, and in each the oldest first.",
+    ("-attempt",): "What was attempted last comes first.",
 }
 
 admin.site.unregister(Subscription)
 admin.site.register(Subscription, SubscriptionWithDeliveriesAdmin)
-
-
-class DeliveryChangeList(IndexedChangeList):
-    def get_results(self, request: HttpRequest) -> None:
-        super().get_results(request)
-        page: list[Delivery] = list(self.result_list)
-        topics = dict(
-            Event.objects.filter(pk__in={delivery.event_id for delivery in page}).values_list(
-                "pk", "topic"
-            )
-        )
-        ids = {delivery.subscription_id for delivery in page}
-        subscriptions = Subscription.objects.in_bulk(ids)
-        lanes = Lane.objects.in_bulk(ids)
-        for delivery in page:
-            delivery.topic = topics.get(delivery.event_id, "–")  # type: ignore[attr-defined]
-            delivery.known = (  # type: ignore[attr-defined]
-                subscriptions.get(delivery.subscription_id),
-                lanes.get(delivery.subscription_id),
-            )
-        self.result_list = page
-
-
-class TenantOfDeliveries(ChosenTenant):
-    """The deliveries to subscriptions of one tenant."""
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> QuerySet[Delivery]:
-        if self.value() and request.GET.get("status__exact") in _ORDER_OF_OPEN:
-            # By the indexes of open deliveries: these have none by tenant.
-            chosen = Subscription.objects.filter(tenant=self.value()).order_by()
-            return queryset.filter(subscription__in=chosen.values("pk"))
-        return super().queryset(request, queryset)
 
 
 @admin.register(Delivery)
@@ -103,139 +78,184 @@ class DeliveryAdmin(ReadOnlyAdmin):
         "error",
         "created",
     )
-    list_filter = ("status", TenantOfDeliveries, ChosenSubscription, ChosenEvent)
+    list_filter = (
+        ByStatus,
+        ByAnswer,
+        by("subscription"),
+        by("topic"),
+        BY_SINCE,
+        BY_UNTIL,
+        by("event"),
+        by("tenant"),
+    )
     search_fields = ("id",)
     search_help_text = "The id of a delivery or of an event, in full"
-    actions = ("replay",)
-    fields = (
-        "id",
-        "status_now",
-        "event_link",
-        "receiver",
-        "whose",
-        "created_at",
-        "due",
-        "next_attempt_at",
-        "finished_at",
-        "attempt_count",
-        "retries_used",
-        "last_error",
-        "attempts_made",
-    )
+    actions = ("resend", "discard")
+    page_template = "admin/deliveries/delivery.html"
 
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        return DeliveryChangeList
+    def search(self, values: Mapping[str, str], term: str) -> tuple[Search[Any], list[str]]:
+        status = values.get("status__exact")
+        if status is not None and status not in Delivery.Status.values:
+            raise NothingFound
+        subscription = _subscription(values)
+        key, event = _ids(term, values.get("event"))
+        search = WantedDeliveries(
+            status=status,
+            subscription=subscription,
+            topic=values.get("topic"),
+            tenant=values.get("tenant"),
+            event=event,
+            since=moment(values, "since"),
+            until=moment(values, "until"),
+            answered=answer(values),
+            id=key,
+        ).search()
+        notes = [_NOTES[search.by]] if search.by in _NOTES else []
+        if subscription is not None:
+            notes.insert(0, f"To {_name(subscription)}.")
+        return search, notes
 
-    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
-        # Open deliveries are listed in the order of their indexes, the next due first: another
-        # index, for the newest first, would cost every delivery.
-        return _ORDER_OF_OPEN.get(request.GET.get("status__exact", ""), ("-id",))
+    def prepared(self, rows: list[Delivery]) -> list[Delivery]:
+        topics = dict(
+            Event.objects.filter(pk__in={one.event_id for one in rows}).values_list("pk", "topic")
+        )
+        ids = {one.subscription_id for one in rows}
+        subscriptions, lanes = Subscription.objects.in_bulk(ids), Lane.objects.in_bulk(ids)
+        for one in rows:
+            one.topic = topics.get(one.event_id, "–")  # type: ignore[attr-defined]
+            one.known = (  # type: ignore[attr-defined]
+                subscriptions.get(one.subscription_id), lanes.get(one.subscription_id),
+            )  # fmt: skip
+        return rows
 
-    def get_sortable_by(self, request: HttpRequest) -> tuple[str, ...]:
-        return () if request.GET.get("status__exact") in _ORDER_OF_OPEN else ("id", "created")
+    # The page of one.
 
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Delivery], search_term: str
-    ) -> tuple[QuerySet[Delivery], bool]:
-        term = search_term.strip()
-        if not term:
-            return queryset, False
-        condition = Q(event_id=term)
-        if term.isascii() and term.isdigit() and int(term) < 2**63:
-            condition |= Q(pk=int(term))
-        return queryset.filter(condition), False
+    def details(self, request: HttpRequest, delivery: Delivery) -> dict[str, Any]:
+        self.prepared([delivery])
+        subscription, lane = _known(delivery)
+        newest = delivery.attempts.order_by("-number")[:MAX_ATTEMPTS_SHOWN]
+        attempts = list(newest)[::-1]
+        error = subscription.last_error if subscription else ""
+        situation = Situation(
+            now=timezone.now(),
+            subscription=subscription,
+            backoff=backoff(lane, error),
+            retries=len(conf().quick_retries) + len(conf().slow_retries),
+            hold=timedelta(days=conf().hold_days),
+        )
+        steps = story(delivery, attempts, self._acts_on(request, delivery), situation)
+        return {
+            "delivery": delivery,
+            "status": self.status_now(delivery),
+            "facts": [
+                ("Topic", self.topic(delivery)),
+                ("Event", link(delivery.event_id, page_of(Event), delivery.event_id)),
+                ("Subscription", self.receiver(delivery)),
+                ("Tenant", self.whose(delivery)),
+            ],
+            "steps": [_shown(step) for step in steps],
+            "left_out": delivery.attempt_count > len(attempts) and bool(attempts),
+            "acts": [
+                (act.title, f"admin:deliveries_delivery_{act.name}")
+                for act in DELIVERY_ACTS.values()
+                if delivery.status in act.of and self._may(request, act)
+            ],
+        }
 
-    def has_replay_permission(self, request: HttpRequest) -> bool:
-        return bool(request.user.has_perm("deliveries.resend_delivery"))
+    def _acts_on(self, request: HttpRequest, delivery: Delivery) -> list[Act]:
+        """What the audit knows of it. Entries that are about very many name the first ones only."""
+        entries = AuditEntry.objects.of(delivery.subscription_id).filter(
+            at__gte=delivery.created_at,
+            action__in=[AuditEntry.Action.RESENT, AuditEntry.Action.DISCARDED],
+        )[:MAX_ENTRIES]
+        names = request.user.has_perm("subscriptions.view_auditentry")
+        found = [
+            Act(entry.at, entry.action, entry.who if names else "an operator")
+            for entry in entries
+            if delivery.pk in entry.detail.get("deliveries", ())
+        ]
+        return found[::-1]
+
+    # What an operator does. A button of a page and an action of the list lead to the same page.
+
+    def _may(self, request: HttpRequest, act: DeliveryAct) -> bool:
+        return bool(request.user.has_perm(f"deliveries.{act.permission}_delivery"))
+
+    def has_resend_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, DELIVERY_ACTS["resend"])
+
+    def has_discard_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, DELIVERY_ACTS["discard"])
+
+    @admin.action(description="Send again", permissions=["resend"])
+    def resend(self, request: HttpRequest, chosen: QuerySet[Delivery]) -> HttpResponse:
+        return self._act(request, DELIVERY_ACTS["resend"], chosen, "resend")
+
+    @admin.action(description="Discard", permissions=["discard"])
+    def discard(self, request: HttpRequest, chosen: QuerySet[Delivery]) -> HttpResponse:
+        return self._act(request, DELIVERY_ACTS["discard"], chosen, "discard")
 
     def get_urls(self) -> list[URLPattern]:
         return [
-            path(
-                "<int:delivery_id>/replay/",
-                self.admin_site.admin_view(self.replay_view),
-                name="deliveries_delivery_replay",
+            *(
+                path(
+                    f"<path:object_id>/{act.name}/",
+                    self.admin_site.admin_view(partial(self.act_view, act)),
+                    name=f"deliveries_delivery_{act.name}",
+                )
+                for act in DELIVERY_ACTS.values()
             ),
             *super().get_urls(),
         ]
 
-    def replay_view(self, request: HttpRequest, delivery_id: int) -> HttpResponse:
-        if request.method != "POST":
-            return HttpResponseNotAllowed(["POST"])
-        if not self.has_replay_permission(request):
+    def act_view(self, act: DeliveryAct, request: HttpRequest, object_id: str) -> HttpResponse:
+        if not self._may(request, act):
             raise PermissionDenied
-        if not Delivery.objects.filter(pk=delivery_id).exists():
-            raise Http404(f"There is no delivery {str(delivery_id)[:30]}.")
-        self._replay(request, [delivery_id])
-        return redirect("admin:deliveries_delivery_change", delivery_id)
-
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
         delivery = self.get_object(request, object_id)
-        replayable = delivery is not None and delivery.status in FINISHED
-        context = {"may_replay": replayable and self.has_replay_permission(request)}
-        return super().change_view(
-            request, object_id, form_url, {**(extra_context or {}), **context}
-        )
+        if delivery is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined, no-any-return]
+        return self._act(request, act, Delivery.objects.filter(pk=delivery.pk), "")
 
-    @admin.action(description="Send again (replay)", permissions=["replay"])
-    def replay(self, request: HttpRequest, chosen: QuerySet[Delivery]) -> None:
-        ids = sorted(chosen.order_by("id").values_list("pk", flat=True)[: MAX_REPLAYED + 1])
-        if len(ids) > MAX_REPLAYED:
-            self.message_user(
-                request,
+    def _act(
+        self, request: HttpRequest, act: DeliveryAct, chosen: QuerySet[Delivery], action: str
+    ) -> HttpResponse:
+        """Ask, or do what was confirmed. `action`: the list's, that asks; none: one's own page."""
+        some = list(chosen[: MAX_REPLAYED + 1])
+        back = reverse("admin:deliveries_delivery_changelist")
+        if not action:
+            back = reverse("admin:deliveries_delivery_change", args=[some[0].pk])
+        if len(some) > MAX_REPLAYED:
+            refusal = (
                 f"More than {MAX_REPLAYED:,} deliveries are chosen; nothing was done. "
-                "`manage.py replay --subscription NAME` replays any number.",
-                messages.ERROR,
+                "`manage.py replay --subscription NAME` replays any number."
             )
-            return
-        self._replay(request, ids)
-
-    def _replay(self, request: HttpRequest, ids: list[int]) -> None:
-        replayed, changed = Replayed(), 0
-        for start in range(0, len(ids), BATCH):
-            with transaction.atomic():
-                batch, batch_ids = replay(ids[start : start + BATCH])
-                LogEntry.objects.log_actions(
-                    user_id=request.user.pk,  # type: ignore[arg-type]  # a user is logged in
-                    queryset=Delivery.objects.filter(pk__in=batch_ids),
-                    action_flag=CHANGE,
-                    change_message="Sent again (replay).",
-                )
-            changed += len(batch_ids)
-            replayed = Replayed(replayed.pending + batch.pending, replayed.held + batch.held)
-        if replayed.pending:
-            text = ngettext(
-                "%d delivery will be sent again now.",
-                "%d deliveries will be sent again now.",
-                replayed.pending,
-            )
-            self.message_user(request, text % replayed.pending, messages.SUCCESS)
-        if replayed.held:
-            text = ngettext(
-                "%d delivery is held until its subscription is active again.",
-                "%d deliveries are held until their subscriptions are active again.",
-                replayed.held,
-            )
-            self.message_user(request, text % replayed.held, messages.WARNING)
-        if left := len(ids) - changed:
-            text = ngettext(
-                "%d delivery was left as it is: it is open already, its subscription was "
-                "deleted, or is not for all tenants any more.",
-                "%d deliveries were left as they are: they are open already, their "
-                "subscriptions were deleted, or are not for all tenants any more.",
-                left,
-            )
-            self.message_user(request, text % left, messages.WARNING)
+            self.message_user(request, refusal, messages.ERROR)
+            return redirect(back)
+        if request.method == "POST" and "confirmed" in request.POST:
+            done = act.do(sorted(one.pk for one in some))
+            level = messages.SUCCESS if done.changed else messages.WARNING
+            self.message_user(request, done.message, level)
+            return redirect(back)
+        forecast = act.forecast(some)
+        return self.page(
+            request,
+            "admin/deliveries/act.html",
+            act.title if action else f"{act.title}: {some[0]}",
+            act=act,
+            form=act.form(),
+            forecast=forecast,
+            asks=False,
+            nothing=len(some) == forecast.left,
+            chosen=some,
+            action=action,
+            back=back,
+            action_checkbox_name=ACTION_CHECKBOX_NAME,
+        )
 
     @admin.display(description="status")
     def status_now(self, delivery: Delivery) -> SafeString:
         status = Delivery.Status(delivery.status)
-        return chip(str(status.label), _STATUS_KINDS[status], delivery.last_error)
+        return chip(str(status.label), STATUS_KINDS[status], delivery.last_error)
 
     @admin.display(description="topic")
     def topic(self, delivery: Delivery) -> SafeString:
@@ -252,10 +272,6 @@ class DeliveryAdmin(ReadOnlyAdmin):
     @admin.display(description="tenant")
     def whose(self, delivery: Delivery) -> SafeString | str:
         return tenant_link(delivery.tenant, "deliveries_delivery_changelist")
-
-    @admin.display(description="event")
-    def event_link(self, delivery: Delivery) -> SafeString:
-        return link(delivery.event_id, page_of(Event), delivery.event_id)
 
     @admin.display(description="attempts")
     def attempts_link(self, delivery: Delivery) -> SafeString | int:
@@ -276,43 +292,15 @@ class DeliveryAdmin(ReadOnlyAdmin):
         waits = backoff(lane, subscription.last_error)
         if waits is not None and waits.until > at:
             return short(str(waits), 70)
-        seconds = (at - timezone.now()).total_seconds()
-        if seconds <= 0:
-            return "now"
-        return f"in {seconds:.0f} s" if seconds < 120 else f"in {seconds / 60:.0f} min"
+        return "now" if at <= timezone.now() else ago(at)
 
     @admin.display(description="last error")
     def error(self, delivery: Delivery) -> SafeString | str:
         return short(delivery.last_error, 50)
 
-    @admin.display(description="created", ordering="id")
+    @admin.display(description="published")
     def created(self, delivery: Delivery) -> SafeString | str:
         return ago(delivery.created_at)
-
-    @admin.display(description="attempts")
-    def attempts_made(self, delivery: Delivery) -> SafeString | str:
-        attempts = delivery.attempts.order_by("-number")[:MAX_ATTEMPTS_SHOWN]
-        rows = format_html_join(
-            "",
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{} ms</td><td>{}</td></tr>",
-            (
-                (
-                    link(attempt.number, page_of(Attempt), attempt.pk),
-                    _outcome_chip(attempt),
-                    f"{attempt.started_at:%Y-%m-%d %H:%M:%S} UTC",
-                    f"{attempt.duration_ms:,}",
-                    short(attempt.error or attempt.response_body, 80),
-                )
-                for attempt in attempts
-            ),
-        )
-        if not rows:
-            return "None yet."
-        return format_html(
-            "<table><thead><tr><th>No.</th><th>Outcome</th><th>Started</th><th>Took</th>"
-            "<th>Answer or error</th></tr></thead><tbody>{}</tbody></table>",
-            rows,
-        )
 
 
 @admin.register(Attempt)
@@ -327,34 +315,41 @@ class AttemptAdmin(ReadOnlyAdmin):
         "remote_address",
         "started",
     )
-    sortable_by = ("id", "started")
-    list_filter = (OutcomeFilter, ChosenDelivery)
+    list_filter = (ByAnswer, BY_SINCE, BY_UNTIL, by("delivery"))
     search_fields = ("id",)
     search_help_text = "The id of a delivery or of an event, in full"
-    fields = (
-        "id",
-        "outcome_now",
-        "delivery_link",
-        "number",
-        "status_code",
-        "outcome",
-        "error",
-        "answer",
-        "remote_address",
-        "started_at",
-        "duration",
-    )
+    page_template = "admin/deliveries/attempt.html"
 
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Attempt], search_term: str
-    ) -> tuple[QuerySet[Attempt], bool]:
-        term = search_term.strip()
-        if not term:
-            return queryset, False
-        ids = set(Delivery.objects.filter(event_id=term).values_list("pk", flat=True))
-        if term.isascii() and term.isdigit() and int(term) < 2**63:
-            ids.add(int(term))
-        return queryset.filter(delivery_id__in=ids), False
+    def search(self, values: Mapping[str, str], term: str) -> tuple[Search[Any], list[str]]:
+        key, event = _ids(term, None)
+        if "delivery" in values:
+            key = number(values["delivery"])
+            if key is None:
+                raise NothingFound
+        search = WantedAttempts(
+            delivery=key,
+            event=event,
+            answered=answer(values),
+            since=moment(values, "since"),
+            until=moment(values, "until"),
+        ).search()
+        return search, []
+
+    def details(self, request: HttpRequest, attempt: Attempt) -> dict[str, Any]:
+        return {
+            "attempt": attempt,
+            "outcome": self.outcome_now(attempt),
+            "why": verdict(attempt)[1],
+            "answer": attempt.response_body[:MAX_ANSWER],
+            "facts": [
+                ("Delivery", self.delivery_link(attempt)),
+                ("Number", attempt.number),
+                ("Started", f"{exact(attempt.started_at)} ({age(attempt.started_at)})"),
+                ("Took", self.duration(attempt)),
+                ("Address", attempt.remote_address or "–"),
+                ("Outcome", attempt.outcome),
+            ],
+        }
 
     @admin.display(description="outcome")
     def outcome_now(self, attempt: Attempt) -> SafeString:
@@ -368,30 +363,76 @@ class AttemptAdmin(ReadOnlyAdmin):
     def what(self, attempt: Attempt) -> SafeString | str:
         return short(attempt.error or attempt.response_body)
 
-    @admin.display(description="start of the answer")
-    def answer(self, attempt: Attempt) -> SafeString | str:
-        if not attempt.response_body:
-            return "–"
-        return format_html('<pre class="body">{}</pre>', attempt.response_body)
-
     @admin.display(description="took")
     def duration(self, attempt: Attempt) -> str:
         return f"{attempt.duration_ms:,} ms"
 
-    @admin.display(description="started", ordering="id")
+    @admin.display(description="started")
     def started(self, attempt: Attempt) -> SafeString | str:
         return ago(attempt.started_at)
 
 
+def _subscription(values: Mapping[str, str]) -> UUID | None:
+    """That of the filter, which is an id, also of one that was deleted, or a name."""
+    text = values.get("subscription")
+    if text is None:
+        return None
+    try:
+        return UUID(text)
+    except ValueError:
+        named = Subscription.objects.filter(name=text)
+    if "tenant" in values:
+        named = named.filter(tenant=values["tenant"])
+    found = list(named.values_list("pk", flat=True)[:2])
+    if not found:
+        raise NothingFound(f"There is no subscription {text[:80]!r}.")
+    if len(found) > 1:
+        raise NothingFound(
+            f"Several subscriptions are called {text[:80]!r}: name the tenant too, or an id."
+        )
+    return found[0]
+
+
+def _name(key: UUID) -> str:
+    known = Subscription.objects.only("name", "tenant").filter(pk=key).first()
+    return "a deleted subscription" if known is None else str(known)
+
+
+def _ids(term: str, event: str | None) -> tuple[int | None, str | None]:
+    """The delivery, or else the event, that is searched for; or the event of the filter."""
+    key = number(term)
+    if key is not None and Delivery.objects.filter(pk=key).exists():
+        return key, event
+    if term and event is not None and term != event:
+        raise NothingFound
+    return None, term or event
+
+
 def _known(delivery: Delivery) -> tuple[Subscription | None, Lane | None]:
-    """The subscription and its lane, as the list has looked them up, or looked up now."""
-    if "known" in vars(delivery):
-        known: tuple[Subscription | None, Lane | None] = vars(delivery)["known"]
-        return known
-    return (
-        Subscription.objects.filter(pk=delivery.subscription_id).first(),
-        Lane.objects.filter(pk=delivery.subscription_id).first(),
-    )
+    """The subscription and its lane, as `prepared` has looked them up."""
+    known: tuple[Subscription | None, Lane | None] = delivery.known  # type: ignore[attr-defined]
+    return known
+
+
+def _shown(step: Step) -> dict[str, Any]:
+    """A step, as the page writes it."""
+    attempt = step.attempt
+    shown: dict[str, Any] = {"title": step.title, "kind": step.kind, "why": step.why}
+    if step.at is not None:
+        future = step.at > timezone.now()
+        shown |= {"at": exact(step.at), "age": age(step.at), "future": future}
+    if step.after:
+        shown["after"] = span(step.after) if step.after >= 1 else f"{1000 * step.after:.0f} ms"
+    if attempt is not None:
+        shown |= {
+            "outcome": _outcome_chip(attempt),
+            "duration": f"{attempt.duration_ms:,} ms",
+            "address": attempt.remote_address,
+            "error": attempt.error,
+            "answer": attempt.response_body[:MAX_ANSWER],
+            "link": reverse(f"admin:{page_of(Attempt)}", args=[attempt.pk]),
+        }
+    return shown
 
 
 def _outcome_chip(attempt: Attempt) -> SafeString:

@@ -1,18 +1,38 @@
-"""What the admin pages of rows that only the sender writes have in common."""
+"""What the admin pages of rows that only the sender writes have in common: lists of millions.
+
+A list is a search (`deliveries.keeping.finding`) that its filters make, and a page of it begins at
+a place in its order. Nothing is counted, and no column's values are listed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any, ClassVar
 
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ChangeList
-from django.core.exceptions import ValidationError
-from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.core.exceptions import PermissionDenied
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
+from django.utils.text import capfirst
+from unfold.contrib.filters.admin import DropdownFilter, TextFilter
 
-from deliveries.admin.pagination import EstimatingPaginator
+from deliveries.keeping import keyset
+from deliveries.keeping.finding import ANSWERS
+from deliveries.keeping.keyset import BadPlace, Search
+from deliveries.models import Delivery
 from subscriptions.admin.careful import CarefulAdmin
-from subscriptions.models import Subscription
+from subscriptions.times import parse_time
+
+# Parameters of the address: where the page before ended, and where the page after begins.
+BEFORE, AFTER = "before", "after"
+
+
+class NothingFound(Exception):
+    """A filter's value is none that a row could have; the text says so, unless it is empty."""
 
 
 class IndexedChangeList(ChangeList):
@@ -24,30 +44,124 @@ class IndexedChangeList(ChangeList):
         return super().get_ordering_field(field_name)
 
 
-class ReadOnlyAdmin(CarefulAdmin):
-    """Rows that only the sender writes. A subclass names in `sortable_by` what has an index."""
+class _Pages:
+    """What stands in the place of a paginator: the two links, and what is said beside them."""
 
-    sortable_by: ClassVar[tuple[str, ...]] = ()
-    list_filter: ClassVar[tuple[str | type[admin.SimpleListFilter], ...]] = ()
-    change_form_template = "admin/deliveries/readonly_change_form.html"
+    template_name = "admin/deliveries/pages.html"
+
+    def __init__(self, newer: str, older: str, stopped: bool) -> None:
+        self.newer, self.older, self.stopped = newer, older, stopped
+        self.looked_at = keyset.MAX_LOOKED_AT
+
+
+class KeysetChangeList(ChangeList):
+    """A page of the search that the filters make."""
+
+    search: Search[Any]
+    model_admin: ReadOnlyAdmin
+    notes: Iterable[str] = ()
+    # Nothing is counted.
+    show_full_result_count = can_show_all = multi_page = False
+    show_admin_actions = True
+
+    def get_filters_params(self, params: Any = None) -> dict[str, Any]:
+        found = super().get_filters_params(params)
+        return {name: value for name, value in found.items() if name not in (BEFORE, AFTER)}
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
+        self.filter_specs, self.has_filters, _, _, _ = self.get_filters(request)
+        for name in (BEFORE, AFTER):
+            self.filter_params.pop(name, None)
+            # What a filter uses is not kept when the form is sent: a new search begins anew.
+            self.filter_specs[0].used_parameters.setdefault(name, "")
+        specs: list[Any] = self.filter_specs
+        values = {
+            spec.parameter_name: value for spec in specs if (value := (spec.value() or "").strip())
+        }
+        self.has_active_filters = bool(values)
+        self.clear_all_filters_qs = "?"
+        try:
+            self.search, self.notes = self.model_admin.search(values, self.query.strip())
+        except NothingFound as error:
+            if str(error) and request.method == "GET":
+                messages.error(request, str(error))
+            self.search = Search(self.root_queryset.none(), Q())
+        return self.search.wanted
+
+    def get_results(self, request: HttpRequest) -> None:
+        text, backwards = request.GET.get(BEFORE), False
+        if text is None and AFTER in request.GET:
+            text, backwards = request.GET[AFTER], True
+        try:
+            place = None if text is None else keyset.read_place(text, self.search)
+        except BadPlace as error:
+            raise IncorrectLookupParameters from error
+        page = keyset.page(self.search, place, limit=self.list_per_page, backwards=backwards)
+        if backwards and page.first is None:
+            # The newest of all: a whole page of them.
+            page = keyset.page(self.search, limit=self.list_per_page)
+        self.result_list = self.model_admin.prepared(page.rows)
+        # As many as there are on the page, and no total is shown beside them.
+        self.result_count = self.full_result_count = len(page.rows)
+        self.paginator = _Pages(
+            "" if page.first is None else self._link(AFTER, page.first),
+            "" if page.last is None else self._link(BEFORE, page.last),
+            page.stopped,
+        )
+
+    def _link(self, name: str, place: keyset.Place) -> str:
+        return self.get_query_string({name: keyset.written(place)})
+
+
+class ReadOnlyAdmin(CarefulAdmin):
+    """Rows that only the sender writes."""
+
+    sortable_by = ()
+    list_filter: ClassVar[tuple[type[admin.SimpleListFilter], ...]] = ()
+    list_filter_submit = True
+    list_before_template = "admin/deliveries/list_notes.html"
     list_per_page = 50
-    ordering = ("-id",)
-    paginator = EstimatingPaginator
+    page_template: str
     show_facets = admin.ShowFacets.NEVER
     show_full_result_count = False
 
     class Media:
-        css: ClassVar = {"all": ["subscriptions/admin.css"]}
+        css: ClassVar = {"all": ["subscriptions/admin.css", "deliveries/history.css"]}
+
+    def search(self, values: Mapping[str, str], term: str) -> tuple[Search[Any], list[str]]:
+        """What these values of filters ask for, and what is to be said of it. `NothingFound`."""
+        raise NotImplementedError
+
+    def details(self, request: HttpRequest, row: Any) -> dict[str, Any]:
+        """What the page of one row shows."""
+        raise NotImplementedError
+
+    def prepared(self, rows: list[Any]) -> list[Any]:
+        """With what the page shows of related rows, which may be gone: by their ids, at once."""
+        return rows
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        return IndexedChangeList
+        return KeysetChangeList
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
+            raise PermissionDenied
+        row = self.get_object(request, object_id)
+        if row is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined, no-any-return]
+        title = f"{capfirst(self.opts.verbose_name)} {row.pk}"
+        details = {"original": row, **self.details(request, row)}
+        return self.page(request, self.page_template, title, **details)
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
         """Only what a filter offers: any other column would be read from end to end."""
-        return lookup in {
-            f"{offered}__exact" if isinstance(offered, str) else offered.parameter_name
-            for offered in self.list_filter
-        }
+        return lookup in {offered.parameter_name for offered in self.list_filter}
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -59,70 +173,56 @@ class ReadOnlyAdmin(CarefulAdmin):
         return False
 
 
-class ChosenFilter(admin.SimpleListFilter):
-    """Shows which related row the list is narrowed to by a link, and the way back to all."""
-
-    field: str
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        value = self.value()
-        return [] if value is None else [(value, self.describe(value))]
-
-    def describe(self, value: str) -> str:
-        return value
+class _Unapplied:
+    """A filter that shows its value, and leaves it to `ReadOnlyAdmin.search` what it means."""
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        value = self.value()
-        if value is None:
-            return queryset
-        # PostgreSQL refuses to look for NUL.
-        if "\0" in value:
-            return queryset.none()
-        try:
-            return queryset.filter(**{self.field: value})
-        except (ValueError, ValidationError):
-            return queryset.none()
-
-
-class ChosenSubscription(ChosenFilter):
-    title = parameter_name = "subscription"
-    field = "subscription_id"
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        chosen = super().queryset(request, queryset)
-        # True of all, and what the index `delivery_history` asks for.
-        return chosen if self.value() is None else chosen.filter(id__gt=0)
-
-    def describe(self, value: str) -> str:
-        try:
-            return str(Subscription.objects.only("name", "tenant").get(pk=value))
-        except (ValueError, ValidationError, Subscription.DoesNotExist):
-            return "a deleted subscription"
-
-
-class ChosenEvent(ChosenFilter):
-    title = parameter_name = "event"
-    field = "event_id"
-
-
-class ChosenDelivery(ChosenFilter):
-    title = parameter_name = "delivery"
-    field = "delivery_id"
-
-
-class OutcomeFilter(admin.SimpleListFilter):
-    title = parameter_name = "outcome"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [
-            ("success", "Success"),
-            ("http", "Answered, but no success"),
-            ("none", "No answer"),
-        ]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if self.value() == "none":
-            return queryset.filter(status_code=None)
-        if self.value() in ("success", "http"):
-            return queryset.filter(outcome=self.value())
         return queryset
+
+
+class ByAnswer(_Unapplied, DropdownFilter):  # type: ignore[misc]
+    title, parameter_name = "last answer", "answer"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(name, name if code else "No answer") for name, code in ANSWERS.items()]
+
+
+class ByStatus(_Unapplied, DropdownFilter):  # type: ignore[misc]
+    title, parameter_name = "status", "status__exact"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(value, str(label)) for value, label in Delivery.Status.choices]
+
+
+def by(title: str, name: str = "") -> type[admin.SimpleListFilter]:
+    """A filter by a text that is written in full."""
+    fields = {"title": title, "parameter_name": name or title}
+    return type("ByText", (_Unapplied, TextFilter), fields)
+
+
+BY_SINCE = by("time, from (2h, 7d or 2026-04-24 16:24)", "since")
+BY_UNTIL = by("time, until", "until")
+
+
+def moment(values: Mapping[str, str], name: str) -> datetime | None:
+    if name not in values:
+        return None
+    try:
+        return parse_time(values[name], timezone.get_current_timezone())
+    except ValueError as error:
+        raise NothingFound(str(error)) from None
+
+
+def answer(values: Mapping[str, str]) -> int | None:
+    if "answer" not in values:
+        return None
+    if values["answer"] not in ANSWERS:
+        raise NothingFound
+    return ANSWERS[values["answer"]]
+
+
+def number(text: str) -> int | None:
+    """The id of a delivery or an attempt; None if it can be none."""
+    if text.isascii() and text.isdigit() and len(text) < 20 and int(text) < 2**63:
+        return int(text)
+    return None

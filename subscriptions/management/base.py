@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from django.core.exceptions import ImproperlyConfigured, ValidationError
@@ -23,7 +22,6 @@ from django.core.management.base import (
     DjangoHelpFormatter,
 )
 from django.db import InterfaceError, OperationalError, ProgrammingError, models
-from django.utils import timezone
 from psycopg import errors
 from psycopg_pool import PoolTimeout
 from rich.text import Text
@@ -33,6 +31,7 @@ from subscriptions.management.tables import WIDTH, Column, Row, table, text_line
 from subscriptions.models import Subscription, find_subscription
 from subscriptions.secrets.signing_secrets import InvalidSecret, parse
 from subscriptions.tenants import InvalidTenant, validate_tenant
+from subscriptions.times import parse_time
 
 _EXIT_CODES = """exit codes:
   0  done, or already so
@@ -214,21 +213,12 @@ def seconds(text: str) -> float:
     return value
 
 
-_AGO = re.compile(r"(\d{1,9})([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
-
 def moment(text: str) -> datetime:
     """An argparse type: a time ago (`90s`, `15m`, `2h`, `7d`) or ISO 8601, UTC unless it says."""
     try:
-        if match := _AGO.fullmatch(text):
-            return timezone.now() - timedelta(**{_UNITS[match[2]]: int(match[1])})
-        value = datetime.fromisoformat(text)
-        return value if value.tzinfo else value.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise ArgumentTypeError(
-            f"{text[:80]!r} is not a time; write 2h (two hours ago), 7d or 2026-01-31T12:00"
-        ) from None
+        return parse_time(text, UTC)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def delivery_id(text: str) -> int:

@@ -13,7 +13,7 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from api import pages
+from deliveries.keeping import keyset
 from deliveries.models import Delivery, Event
 from subscriptions.models import Subscription
 from tests.api.calls import Caller
@@ -141,11 +141,12 @@ def test_what_has_no_index_is_looked_for_in_so_many_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     application = Caller("deliveries:read")
-    monkeypatch.setattr(pages, "MAX_LOOKED_AT", 2000)
+    monkeypatch.setattr(keyset, "MAX_LOOKED_AT", 2000)
     for path in (
         "deliveries?topic=rare",
         "deliveries?topic=rare&tenant=",
         "deliveries?topic=rare&status=pending",
+        "deliveries?topic=filling&status=failed",
         "events?topic=rare&tenant=acme",
         "events?topic=rare&tenant=",
     ):

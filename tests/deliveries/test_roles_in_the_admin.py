@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from django.contrib.auth.models import Group, User
+from django.contrib.auth.models import Group, Permission, User
 from django.test import Client
 from django.utils import timezone
 
 from deliveries import publish
 from deliveries.admin.acts import ACTS
-from deliveries.models import Delivery
+from deliveries.models import Attempt, Delivery
 from deliveries.roles import ADMINISTRATOR, OPERATOR, ROLES, VIEWER
 from subscriptions.models import AuditEntry, Subscription
 from tests.factories import make_subscription
@@ -122,18 +122,90 @@ def test_who_may_not_pause_cannot_by_the_form_either(client: Client) -> None:
     assert Subscription.objects.get().enabled
 
 
-@pytest.mark.parametrize("method", ["get", "post"])
-def test_a_delivery_is_sent_again_by_those_who_may(
-    client: Client, role: str | None, method: str
-) -> None:
+# Of history: what there is, and the permission that each page needs.
+HISTORY = "/admin/deliveries/"
+DELIVERY_PAGES = {
+    "change": "view_delivery",
+    "resend": "resend_delivery",
+    "discard": "discard_delivery",
+}
+
+
+def allowed(role: str | None, permission: str) -> bool:
+    return role is not None and permission in ROLES[role]
+
+
+@pytest.fixture
+def attempt() -> Attempt:
+    """Of a delivery that failed; another one is pending."""
     make_subscription()
     publish("test.one", {})
-    delivery = Delivery.objects.get()
     Delivery.objects.update(status="failed", next_attempt_at=None, finished_at=timezone.now())
-    allowed = role is not None and "deliveries.resend_delivery" in ROLES[role]
-    page = client.get(f"/admin/deliveries/delivery/{delivery.pk}/change/")
-    assert ("Send again</button>" in page.content.decode()) is allowed
-    answer = getattr(client, method)(f"/admin/deliveries/delivery/{delivery.pk}/replay/")
-    assert answer.status_code == (405 if method == "get" else 302 if allowed else 403)
-    delivery.refresh_from_db()
-    assert delivery.status == ("pending" if allowed and method == "post" else "failed")
+    publish("test.two", {})
+    return Attempt.objects.create(
+        delivery=Delivery.objects.earliest("id"), number=1, outcome="http", status_code=503,
+        started_at=timezone.now(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("page", "permission"), DELIVERY_PAGES.items())
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_a_page_of_a_delivery_is_for_those_who_may(
+    client: Client, role: str | None, attempt: Attempt, page: str, permission: str, method: str
+) -> None:
+    address = f"{HISTORY}delivery/{attempt.delivery_id}/{page}/"
+    expected = 200 if allowed(role, f"deliveries.{permission}") else 403
+    if (page, method) == ("change", "post"):
+        expected = 403
+    assert getattr(client, method)(address).status_code == expected
+    assert sorted(Delivery.objects.values_list("status", flat=True)) == ["failed", "pending"]
+
+
+@pytest.mark.parametrize("page", ["delivery", "attempt", "event"])
+def test_history_is_for_those_who_may_view_it(
+    client: Client, role: str | None, attempt: Attempt, page: str
+) -> None:
+    expected = 200 if allowed(role, f"deliveries.view_{page}") else 403
+    keys = {"delivery": attempt.delivery_id, "attempt": attempt.pk}
+    key = keys.get(page, attempt.delivery.event_id)
+    assert client.get(f"{HISTORY}{page}/").status_code == expected
+    assert client.get(f"{HISTORY}{page}/{key}/change/").status_code == expected
+    for verb in ("add", f"{key}/delete"):
+        assert client.get(f"{HISTORY}{page}/{verb}/").status_code == 403
+
+
+def test_whom_a_topic_reaches_is_for_those_who_may_view_subscriptions(
+    client: Client, role: str | None
+) -> None:
+    reach = f"{HISTORY}event/reach/"
+    assert client.get(reach).status_code == (200 if may(role, "view") else 403)
+    assert (f'href="{reach}"' in client.get("/admin/").content.decode()) == may(role, "view")
+
+
+@pytest.mark.parametrize(("action", "status"), [("resend", "failed"), ("discard", "pending")])
+def test_deliveries_are_sent_again_and_discarded_by_those_who_may(
+    client: Client, role: str | None, attempt: Attempt, action: str, status: str
+) -> None:
+    """By the button of one's page, and by the action of the list."""
+    expected = allowed(role, f"deliveries.{action}_delivery")
+    one = Delivery.objects.get(status=status)
+    page = client.get(f"{HISTORY}delivery/{one.pk}/change/").content.decode()
+    assert (f"/{one.pk}/{action}/" in page) == expected
+    if allowed(role, "deliveries.view_delivery"):
+        choices = client.get(f"{HISTORY}delivery/").context["action_form"]
+        offered = [] if choices is None else [name for name, _ in choices.fields["action"].choices]
+        assert (action in offered) == expected
+        sent = {"action": action, "_selected_action": [one.pk], "confirmed": "1"}
+        client.post(f"{HISTORY}delivery/", sent)
+        after = Delivery.objects.get(pk=one.pk).status
+        assert (after == {"resend": "pending", "discard": "discarded"}[action]) == expected
+
+
+def test_an_event_says_only_what_its_reader_may_see(client: Client, attempt: Attempt) -> None:
+    user = User.objects.create_user("carol", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename="view_event"))
+    client.force_login(user)
+    address = f"{HISTORY}event/{attempt.delivery.event_id}/change/"
+    page = client.get(address).content.decode()
+    assert "test.one" in page
+    assert "Where it" not in page

@@ -1,0 +1,161 @@
+"""Pages of large tables: where a page ends is a place in the order, not a number of rows.
+
+So a page stays right while rows are added or removed, and the hundredth costs what the first does.
+Nothing is counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from django.core.exceptions import ValidationError
+from django.db.models import Model, Q, QuerySet
+
+# Rows that `page` looks at for one page: some tens of milliseconds.
+MAX_LOOKED_AT = 10_000
+
+Row = TypeVar("Row", bound=Model)
+Place = Sequence[Any]
+
+
+class BadPlace(ValueError):
+    """The text is no place in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search(Generic[Row]):
+    """`rows` are found by an index, in the order `by`; of these, the `chosen` are wanted.
+
+    `by` names fields of the rows, or annotations, that are never null; the last of them is unique.
+    An index on them, in this order, is what makes it cheap.
+    """
+
+    rows: QuerySet[Row]
+    chosen: Q
+    by: tuple[str, ...] = ("-id",)
+
+    @property
+    def wanted(self) -> QuerySet[Row]:
+        """All that are wanted, in order; not for reading from end to end."""
+        return self.rows.filter(self.chosen).order_by(*self.by)
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Row]):
+    """`first` and `last`: the places between which these rows are. None for `first`: nothing comes
+    before them; for `last`: nothing comes after. `stopped`: rows are missing here, because as many
+    as `MAX_LOOKED_AT` were looked at; the next page goes on with the rest."""
+
+    rows: list[Row]
+    first: Place | None = None
+    last: Place | None = None
+    stopped: bool = False
+
+
+def page(
+    search: Search[Row], place: Place | None = None, *, limit: int, backwards: bool = False
+) -> Page[Row]:
+    """`limit` rows at most, those next after `place`, or with `backwards` next before it.
+
+    At most `MAX_LOOKED_AT` rows are looked at. So a page may hold fewer rows than `limit`, even
+    none, and there may be more. Rows that come in between two pages are on neither.
+    """
+    by = _opposite(search.by) if backwards else search.by
+    rows, end, stopped = _following(search, by, place, limit)
+    if backwards:
+        rows.reverse()
+        return Page(rows, end, _place(rows[-1], by) if rows else place, stopped)
+    start = None if place is None else _place(rows[0], by) if rows else place
+    return Page(rows, start, end, stopped)
+
+
+def _following(
+    search: Search[Row], by: tuple[str, ...], place: Place | None, limit: int
+) -> tuple[list[Row], Place | None, bool]:
+    """The rows; the place from which more can be found, if any; whether it gave up."""
+    following = search.rows.order_by(*by)
+    if place is not None:
+        following = following.filter(_after(by, place))
+    if not search.chosen:
+        return _cut(list(following[: limit + 1]), by, limit)
+    count = 10 * limit  # most often what is wanted is near; if not, it is most often far away
+    while True:
+        count = min(count, MAX_LOOKED_AT)
+        last = following.values_list(*names(by))[count - 1 : count].first()
+        near = following if last is None else following.filter(_upto(by, last))
+        found = _cut(list(near.filter(search.chosen)[: limit + 1]), by, limit)
+        if found[1] is not None or last is None:
+            return found
+        if count == MAX_LOOKED_AT:
+            return found[0], last, True
+        count *= 20
+
+
+def _cut(rows: list[Row], by: tuple[str, ...], limit: int) -> tuple[list[Row], Place | None, bool]:
+    more = len(rows) > limit
+    del rows[limit:]
+    return rows, _place(rows[-1], by) if more else None, False
+
+
+def names(by: Sequence[str]) -> list[str]:
+    return [name.removeprefix("-") for name in by]
+
+
+def _opposite(by: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name[1:] if name.startswith("-") else f"-{name}" for name in by)
+
+
+def _place(row: Row, by: tuple[str, ...]) -> Place:
+    return [getattr(row, name) for name in names(by)]
+
+
+def _upto(by: tuple[str, ...], place: Place) -> Q:
+    return _after(_opposite(by), place, or_at=True)
+
+
+def _after(by: tuple[str, ...], place: Place, *, or_at: bool = False) -> Q:
+    """`(a, b) < (x, y)`, each field in its direction; with `or_at`, `<=`. The first condition of
+    each alone is what the index is entered with: `a <= x AND (a < x OR b < y)`."""
+    name, value = by[0].removeprefix("-"), place[0]
+    beyond = "lt" if by[0].startswith("-") else "gt"
+    if len(by) == 1:
+        return Q(**{f"{name}__{beyond}{'e' if or_at else ''}": value})
+    return Q(**{f"{name}__{beyond}e": value}) & (
+        Q(**{f"{name}__{beyond}": value}) | _after(by[1:], place[1:], or_at=or_at)
+    )
+
+
+def written(place: Place) -> str:
+    """The place as a text, which `read_place` reads again."""
+    return json.dumps([v.isoformat() if isinstance(v, datetime) else str(v) for v in place])
+
+
+def read_place(text: str, search: Search[Any]) -> Place:
+    """Raises `BadPlace`."""
+    try:
+        texts = json.loads(text)
+        fields = [_field(search.rows, name) for name in names(search.by)]
+        if not isinstance(texts, list) or len(texts) != len(fields):
+            raise BadPlace
+        return [_value(field, one) for field, one in zip(fields, texts, strict=True)]
+    except (ValueError, TypeError, ValidationError, RecursionError):
+        raise BadPlace from None
+
+
+def _field(rows: QuerySet[Any], name: str) -> Any:
+    if name in rows.query.annotations:
+        return rows.query.annotations[name].output_field
+    return next(one for one in rows.model._meta.concrete_fields if name in (one.name, one.attname))
+
+
+def _value(field: Any, text: Any) -> Any:
+    if not isinstance(text, str) or not text.isprintable():
+        raise BadPlace
+    value = field.to_python(text)
+    if value is None or (isinstance(value, int) and abs(value) >= 2**63):
+        raise BadPlace
+    return value
