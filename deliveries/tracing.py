@@ -59,10 +59,11 @@ def publish_span(events: Sequence[tuple[str, str, str]]) -> Iterator[str]:
     ):
         if len(values) == 1 and (value := values.pop()):
             attributes[name] = value
+    caller = trace.get_current_span()
     with _tracer.start_as_current_span(
         "publish", kind=trace.SpanKind.PRODUCER, attributes=attributes
     ) as span:
-        yield _traceparent(span)
+        yield _traceparent(span) or _traceparent(caller)
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def begin_attempt(lane: ClaimedLane, delivery: ClaimedDelivery) -> str:
     if not _are_recorded():
         return delivery.traceparent
     delivery.span = _begin(lane, delivery, time.time())
-    return _traceparent(delivery.span)
+    return _traceparent(delivery.span) or delivery.traceparent
 
 
 def record_attempts(written: Iterable[tuple[Result, str]]) -> None:
@@ -161,8 +162,11 @@ def _record(result: Result, status: str) -> None:
 
 
 def _traceparent(span: trace.Span) -> str:
-    """Version 00: 55 characters."""
+    """Version 00: 55 characters; empty for a span without ids, as a tracer that does nothing makes
+    them in some versions."""
     its = span.get_span_context()
+    if not its.is_valid:
+        return ""
     return (
         f"00-{trace.format_trace_id(its.trace_id)}-{trace.format_span_id(its.span_id)}"
         f"-{its.trace_flags:02x}"

@@ -267,6 +267,20 @@ def test_a_trace_that_is_not_sampled_is_passed_on_and_not_recorded(
         assert not int(text.split("-")[3], 16) & trace.TraceFlags.SAMPLED
 
 
+def test_an_sdk_that_is_switched_off_passes_the_trace_on(
+    send: Send, receiver: Receiver, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    configure(send_traceparent=True)
+    use(TracerProvider(), monkeypatch)
+    subscription = make_subscription(url=receiver.url)
+    with tracing.continued(HEADER):
+        event = publish("test.one", {})
+    send(subscription)
+    assert event.traceparent == receiver.received[0].header("traceparent") == HEADER
+    assert Delivery.objects.get().status == "succeeded"
+
+
 # Without an SDK.
 
 
