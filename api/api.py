@@ -60,6 +60,8 @@ class _Document(OpenAPISchema):
 class _Page(Swagger):
     """The page for people. All that it needs comes from here; it remembers no key."""
 
+    template = "api/docs.html"
+
     def render_page(self, request: HttpRequest, api: NinjaAPI, **kwargs: Any) -> HttpResponse:
         response = super().render_page(request, api, **kwargs)
         response["Content-Security-Policy"] = (

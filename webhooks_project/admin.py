@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin, UserAdmin
-from django.contrib.auth.models import Group, User
+from django.contrib.auth.models import Group, Permission, User
 from django_celery_beat import admin as beat
 from django_celery_beat.models import (
     ClockedSchedule,
@@ -15,7 +17,11 @@ from django_celery_beat.models import (
 )
 from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
-from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
+from unfold.widgets import (
+    UnfoldAdminCheckboxSelectMultipleWidget,
+    UnfoldAdminSelectWidget,
+    UnfoldAdminTextInputWidget,
+)
 
 admin.site.index_template = "admin/deliveries/dashboard.html"
 
@@ -31,15 +37,30 @@ for _model in (
     admin.site.unregister(_model)
 
 
+class _Checkboxes:
+    """In place of Django's two boxes, which a screen reader cannot name and 1280 px do not hold."""
+
+    filter_horizontal = ()
+
+    class Media:
+        css: ClassVar = {"all": ["subscriptions/admin.css"]}
+
+    def formfield_for_manytomany(self, db_field: Any, request: Any = None, **kwargs: Any) -> Any:
+        kwargs["widget"] = UnfoldAdminCheckboxSelectMultipleWidget()
+        if db_field.related_model is Permission:  # whose names have the app's in them
+            kwargs["queryset"] = Permission.objects.select_related("content_type")
+        return db_field.formfield(**kwargs)
+
+
 @admin.register(User)
-class UnfoldUserAdmin(UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]
+class UnfoldUserAdmin(_Checkboxes, UserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]
     form = UserChangeForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
 
 
 @admin.register(Group)
-class UnfoldGroupAdmin(GroupAdmin, ModelAdmin):  # type: ignore[misc]
+class UnfoldGroupAdmin(_Checkboxes, GroupAdmin, ModelAdmin):  # type: ignore[misc]
     pass
 
 

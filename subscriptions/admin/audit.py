@@ -134,7 +134,8 @@ class AuditEntryAdmin(CarefulAdmin):
     def details(self, entry: AuditEntry) -> SafeString | str:
         if not entry.detail:
             return "–"
-        return format_html("<pre>{}</pre>", json.dumps(entry.detail, indent=2, ensure_ascii=False))
+        text = json.dumps(entry.detail, indent=2, ensure_ascii=False)
+        return format_html('<pre class="body" tabindex="0">{}</pre>', text)
 
     @admin.display(description="notice")
     def notice(self, entry: AuditEntry) -> str:

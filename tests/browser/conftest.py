@@ -60,9 +60,9 @@ def browser() -> Iterator[Browser]:
         yield launched
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def nothing_there(site: str) -> None:
-    """Each test makes what it needs."""
+    """For a test that makes what it needs."""
     Delivery.objects.all().delete()
     Subscription.objects.all().delete()
     AuditEntry.objects.all().delete()

@@ -27,7 +27,8 @@ os.environ.update(
     CELERY_BROKER_URL=_layout.broker_url(),
     # Playwright's synchronous calls run on an event loop, on which Django refuses its own.
     DJANGO_ALLOW_ASYNC_UNSAFE="1",
-    DJANGO_SETTINGS_MODULE="webhooks_project.settings",
+    # What is started reaches this machine and nothing else.
+    DJANGO_SETTINGS_MODULE="tests.contract.settings",
     WEBHOOKS_ENV_FILE="",
     WEBHOOKS_HTTPS="0",
     # Receivers are on this machine.

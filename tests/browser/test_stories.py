@@ -18,6 +18,8 @@ from tests.browser.system import PASSWORD
 from tests.factories import make_subscription
 from tests.webhooks_project.waiting import eventually
 
+pytestmark = pytest.mark.usefixtures("nothing_there")
+
 Opening = Callable[..., Page]
 Making = Callable[..., User]
 
