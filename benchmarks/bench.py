@@ -45,6 +45,7 @@ from webhooks_project.engines import EngineError
 
 NAMES = (
     "backlog",
+    "observed",
     "wide",
     "matches",
     "live",
@@ -56,7 +57,7 @@ NAMES = (
     "slow",
     "scale-out",
 )
-NOT_QUICK = ("skewed", "tenants", "slow", "scale-out")
+NOT_QUICK = ("observed", "skewed", "tenants", "slow", "scale-out")
 SUBSCRIPTIONS = 20
 # What this project has in flight to them: ten for each.
 WIDTH = 10 * SUBSCRIPTIONS
@@ -93,6 +94,9 @@ class Run:
 
     def _matches(self) -> None:
         self._add(scenarios.matches(self._place, self._sizes.matches))
+
+    def _observed(self) -> None:
+        self._add(scenarios.observed(self._place, 2 * self._sizes.backlog, rounds=4))
 
     def _live(self) -> None:
         self._add(scenarios.live(self._place, self._sizes.live_events, SUBSCRIPTIONS))

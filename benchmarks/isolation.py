@@ -7,7 +7,7 @@ from typing import Any
 
 from children import Child
 from measuring import p99_of_stretches, percentile, wait_until
-from phase import Measured, Phase
+from phase import Measured, Phase, merged
 from place import Place, Receiver
 from scenarios import OWN, OWN_TOPIC, SHARED, SHARED_TOPIC, STEADY, subscribe, warm_up
 from trial import Trial, trial
@@ -227,18 +227,3 @@ def _rate_of_the_middle(log: str) -> float:
     times = sorted(float(line.split(" ", 1)[0]) for line in log.splitlines())
     first, last = len(times) // 10, len(times) * 8 // 10
     return (last - first) / (times[last] - times[first]) if last > first else 0.0
-
-
-def merged(parts: list[Measured]) -> Measured:
-    """Several phases as one; the rate is that of all, over the sum of their times."""
-    total: dict[str, Any] = {
-        name: sum(getattr(part, name) for part in parts)
-        for name in ("deliveries", "seconds", "missing", "duplicates", "unexpected", "recorded")
-    }
-    programs = dict.fromkeys(name for part in parts for name in part.cpu)
-    return replace(
-        parts[0],
-        **total,
-        rate=total["deliveries"] / total["seconds"] if total["seconds"] else 0.0,
-        cpu={name: sum(part.cpu.get(name, 0.0) for part in parts) for name in programs},
-    )

@@ -85,12 +85,17 @@ def _note_task(kind: str, **_: object) -> None:
     note(kind)
 
 
+def run_program(arguments: list[str]) -> None:
+    """`PROGRAM` or `-m MODULE`, and its arguments, as Python runs it."""
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        sys.path[0] = os.getcwd()
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
 if __name__ == "__main__":
     install()
-    if sys.argv[1] == "-m":
-        name, sys.argv = sys.argv[2], sys.argv[2:]
-        sys.path[0] = os.getcwd()
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = sys.argv[1:]
-        runpy.run_path(sys.argv[0], run_name="__main__")
+    run_program(sys.argv[1:])

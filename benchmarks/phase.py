@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -198,3 +198,18 @@ class Phase:
                 seen.add((path, name))
                 found.append(float(moment) - due[name])
         return found
+
+
+def merged(parts: list[Measured]) -> Measured:
+    """Several phases as one; the rate is that of all, over the sum of their times."""
+    total: dict[str, Any] = {
+        name: sum(getattr(part, name) for part in parts)
+        for name in ("deliveries", "seconds", "missing", "duplicates", "unexpected", "recorded")
+    }
+    programs = dict.fromkeys(name for part in parts for name in part.cpu)
+    return replace(
+        parts[0],
+        **total,
+        rate=total["deliveries"] / total["seconds"] if total["seconds"] else 0.0,
+        cpu={name: sum(part.cpu.get(name, 0.0) for part in parts) for name in programs},
+    )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from children import Child
 from measuring import percentile
-from phase import Measured, Phase
+from phase import Measured, Phase, merged
 from place import Place, Receiver
 from trial import Trial, trial
 
@@ -94,6 +94,30 @@ def backlog(
             after()
         found.figures.update(bench.rows())
         return found
+
+
+def observed(place: Place, deliveries: int, rounds: int, subscriptions: int = 20) -> Measured:
+    """Backlogs that are drained, by turns, by a worker that counts, rolls up, logs and traces
+    nothing, and by one as it is: the processor time of each."""
+    with trial(place) as bench:
+        receiver, publisher = subscribed(bench, subscriptions, SHARED)
+        phases: dict[bool, list[Measured]] = {False: [], True: []}
+        for turn in range(2 * rounds):
+            observing = bool(turn % 2)
+            bench.wrapper = None if observing else "unobserved.py"
+            phase = Phase(bench, receiver)
+            events = deliveries // subscriptions // (2 * rounds)
+            phase.publish(publisher, **to_all(subscriptions), events=events, batch=100)
+            place.checkpoint()
+            bench.start_workers()
+            phase.wait(1)
+            phase.cpu_before = bench.cpu()
+            phases[observing].append(phase.measured("observed", from_first_arrival=True))
+            bench.stop_workers()
+        found = {key: merged(parts) for key, parts in phases.items()}
+        spent = {key: sum(one.cpu.values()) / one.deliveries for key, one in found.items()}
+        figures = {"cpu_without": spent[False], "cpu_with": spent[True]}
+        return replace(found[True], figures=figures)
 
 
 def wide(place: Place, events: int, subscriptions: int = WIDE) -> Measured:

@@ -103,7 +103,7 @@ def follow(directory: Path, events: int, rate: float) -> list[Followed]:
         marks = bench.path("marks")
         marks.mkdir()
         os.environ["MARKS"] = str(marks)
-        bench.marked = True
+        bench.wrapper = "marking.py"
         receiver, publisher = subscribed(bench, SUBSCRIPTIONS, OWN)
         bench.start_workers()
         pids = {str(bench.pid(name)): name for name in ("publisher", "worker")}

@@ -38,8 +38,8 @@ class Trial:
         self._pids: dict[str, int] = {}
         self._workers: set[str] = set()
         self._publishers: list[Child] = []
-        self.marked = False
-        """Whether what is started from here on notes its calls; see `marking.py`."""
+        self.wrapper: str | None = None
+        """The program that runs what is started from here on: `marking.py`, or `unobserved.py`."""
         self._supervisors: list[Supervisor] = []
         self._log = place.directory / "workers.log"
         self._output: TextIO = stack.enter_context(self._log.open("w"))
@@ -127,7 +127,7 @@ class Trial:
 
     def _command(self, command: Sequence[str]) -> list[str]:
         python, *rest = command
-        return [python, *([str(HERE / "marking.py")] if self.marked else []), *rest]
+        return [python, *([str(HERE / self.wrapper)] if self.wrapper else []), *rest]
 
     def pid(self, name: str) -> int:
         return self._pids[name]
