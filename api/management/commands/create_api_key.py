@@ -28,7 +28,7 @@ class Command(OperatorCommand):
     )
     examples = (
         "shop --scope events:write --all-tenants",
-        "acme-settings --scope subscriptions:read --scope subscriptions:write --tenant acme",
+        "acme --scope events:write --tenant acme",
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -50,7 +50,12 @@ class Command(OperatorCommand):
             "--subscription", metavar="NAME", help="only of this one: name, or id (also if deleted)"
         )
         add_tenant_flag(parser)
-        parser.add_argument("--action", choices=AuditEntry.Action.values, help="only these")
+        parser.add_argument(
+            "--action",
+            choices=AuditEntry.Action.values,
+            metavar="ACTION",
+            help=f"only these: {', '.join(AuditEntry.Action.values)}",
+        )
         parser.add_argument("--via", choices=AuditEntry.Via.values, help="only from there")
         parser.add_argument(
             "--since",

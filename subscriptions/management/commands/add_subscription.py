@@ -36,7 +36,7 @@ class Command(OperatorCommand):
         "billing https://example.com/a --pattern 'order.*'",
         "audit https://example.com/b --pattern '>' --json",
         "bills https://a.example/ --pattern x --tenant acme",
-        "old https://example.com/ --pattern x --secret - < file",
+        "old https://a.example/ --pattern x --secret - < key",
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

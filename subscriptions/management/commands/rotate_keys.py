@@ -40,8 +40,8 @@ class Command(OperatorCommand):
             self.stdout.write(f"Under an older key:   {keys.older:,}")
             if done:
                 self.stdout.write(
-                    "The older keys can go from WEBHOOKS_SECRET_KEYS, once every process runs with "
-                    "the newest one in front."
+                    "The older keys can go from WEBHOOKS_SECRET_KEYS, once every process runs\n"
+                    "with the newest one in front."
                 )
         if keys.unreadable:
             raise CommandError(
