@@ -13,7 +13,7 @@ DELIVERIES ?= 10000000
 CONTRACT_SECONDS ?= 120
 BIN := $(VENV)/bin
 
-.PHONY: help demo up test test-browser test-faults test-contract openapi soak mutations lint types format bench bench-quick bench-growth soak-database bench-trace bench-compare clean venv
+.PHONY: help demo up test test-browser test-faults test-contract openapi soak mutations lint types format bench bench-quick bench-growth bench-pages soak-database bench-trace bench-compare clean venv
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +66,9 @@ bench-quick: venv ## The same at a glance (2 minutes)
 
 bench-growth: venv ## Only the costs up to ten million deliveries
 	@$(BIN)/python benchmarks/bench.py --growth $(ARGS)
+
+bench-pages: venv ## The admin's pages beside ten million deliveries
+	@$(BIN)/python benchmarks/pages.py $(ARGS)
 
 soak-database: venv ## Ten million deliveries at full speed: no table grows (an hour)
 	@$(BIN)/python benchmarks/bench.py --soak $(DELIVERIES) $(ARGS)

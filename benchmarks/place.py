@@ -92,8 +92,9 @@ class Place:
 
 
 @contextlib.contextmanager
-def open_place(directory: Path) -> Iterator[Place]:
+def open_place(directory: Path, *, again: bool = False) -> Iterator[Place]:
     """Engines below `directory`, for this process alone, and this process's environment for them.
+    With `again`, with the databases that were left there.
 
     Two benchmarks at once would drop each other's databases.
     """
@@ -101,7 +102,8 @@ def open_place(directory: Path) -> Iterator[Place]:
         _use(directory)
         cluster.start()
         place = Place(directory, cluster)
-        place.migrate()
+        if not again:
+            place.migrate()
         yield place
 
 

@@ -251,7 +251,8 @@ def _nothing(start: datetime) -> Traffic:
 
 Hour = tuple[datetime, int, int]
 _HOURLY = """
-SELECT subscription_id, hour, succeeded, failed FROM deliveries_hourrollup
+SELECT subscription_id, extract(epoch FROM hour)::bigint, succeeded, failed
+FROM deliveries_hourrollup
 WHERE hour = ANY(%(hours)s) AND subscription_id = ANY(%(ids)s)
 """
 
@@ -270,7 +271,8 @@ def hourly(
     with connection.cursor() as cursor:
         cursor.execute(_HOURLY, {"hours": wanted, "ids": ids})
         found = {(row[0], row[1]): (row[2], row[3]) for row in cursor.fetchall()}
-    return {one: [(hour, *found.get((one, hour), (0, 0))) for hour in wanted] for one in ids}
+    starts = [(hour, hour.timestamp()) for hour in wanted]
+    return {one: [(hour, *found.get((one, at), (0, 0))) for hour, at in starts] for one in ids}
 
 
 def _whole(moment: datetime, unit: timedelta) -> datetime:

@@ -95,12 +95,13 @@ def sparkline(hours: Sequence[tuple[datetime, int, int]]) -> SafeString | str:
         f"{failed:,} failed"
     )
     highest = max(hour[1] + hour[2] for hour in hours)
-    bars = []
+    bars: dict[str, list[str]] = {"good": [], "bad": []}
     for number, (_, good, bad) in enumerate(hours):
         # Something is never drawn as nothing.
         high, red = (max(20 * one / highest, 1.5) if one else 0 for one in (good, bad))
-        bars.append((number * 4, 20 - high - red, high, "good"))
-        bars.append((number * 4, 20 - red, red, "bad"))
+        for kind, bottom, height in (("good", 20 - red, high), ("bad", 20, red)):
+            if height:
+                bars[kind].append(f"M{number * 4} {bottom:.1f}h3v-{height:.1f}h-3z")
     return format_html(
         '<span class="spark"><svg role="img" aria-label="{}" viewBox="0 -2 {} 22">{}</svg>'
         "<span>{}</span></span>",
@@ -108,8 +109,8 @@ def sparkline(hours: Sequence[tuple[datetime, int, int]]) -> SafeString | str:
         len(hours) * 4,
         format_html_join(
             "",
-            '<rect x="{}" y="{}" width="3" height="{}" class="spark-{}"/>',
-            ((x, f"{y:.1f}", f"{height:.1f}", kind) for x, y, height, kind in bars if height),
+            '<path class="spark-{}" d="{}"/>',
+            ((kind, "".join(lines)) for kind, lines in bars.items() if lines),
         ),
         percent,
     )

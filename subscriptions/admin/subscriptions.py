@@ -103,6 +103,7 @@ class SubscriptionAdmin(CarefulAdmin):
     )
     list_filter: ClassVar[tuple[Any, ...]] = (StateFilter, NeverDelivered, HostFilter, TenantFilter)
     list_filter_submit = True
+    list_per_page = 50
     list_before_template = "admin/subscriptions/subscription/banners.html"
     show_facets = admin.ShowFacets.NEVER
     search_fields = ("name", "url", "tenant")

@@ -185,25 +185,28 @@ def hours(*numbers: tuple[int, int]) -> list[tuple[datetime, int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "percent", "bars"),
+    ("numbers", "percent", "good", "bad"),
     [
-        ([(0, 0), (10, 0)], "100%", ["good"]),
-        ([(0, 0), (0, 3)], "0%", ["bad"]),
-        ([(5, 5), (0, 0), (1, 0)], "54.5%", ["good", "bad", "good"]),
-        ([(999_999, 1)], "99.9%", ["good", "bad"]),
-        ([(1, 999_999)], "0.1%", ["good", "bad"]),
+        ([(0, 0), (10, 0)], "100%", [20], []),
+        ([(0, 0), (0, 3)], "0%", [], [20]),
+        ([(5, 5), (0, 0), (1, 0)], "54.5%", [10, 2], [10]),
+        # One failure among a million can be seen.
+        ([(999_999, 1)], "99.9%", [20], [1.5]),
+        ([(1, 999_999)], "0.1%", [1.5], [20]),
     ],
 )
 def test_a_sparkline_has_a_bar_an_hour_and_says_the_share(
-    numbers: list[tuple[int, int]], percent: str, bars: list[str]
+    numbers: list[tuple[int, int]], percent: str, good: list[float], bad: list[float]
 ) -> None:
     shown = str(sparkline(hours(*numbers)))
-    assert re.findall(r'class="spark-(good|bad)"', shown) == bars
+    for kind, heights in (("good", good), ("bad", bad)):
+        path = re.search(rf'class="spark-{kind}" d="([^"]+)"', shown)
+        drawn = [
+            float(height) for height in re.findall("h3v-([0-9.]+)h-3z", path[1] if path else "")
+        ]
+        assert drawn == heights
     assert f"<span>{percent}</span>" in shown
     assert f"attempts succeeded in the last {len(numbers)} hours" in shown
-    heights = [float(height) for height in re.findall(r'height="([0-9.]+)" class', shown)]
-    # One failure among a million can be seen.
-    assert all(1.5 <= height <= 20 for height in heights)
 
 
 def test_a_sparkline_of_nothing_is_a_dash() -> None:
