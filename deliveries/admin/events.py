@@ -72,6 +72,8 @@ class EventAdmin(ReadOnlyAdmin):
             ],
             "body": readable(bytes(event.body)),
         }
+        if event.traceparent:
+            details["facts"].append(("Trace", event.traceparent.split("-")[1]))
         if request.user.has_perm("deliveries.view_delivery"):
             details["sent_to"] = _counted(event, deliveries)
             details["went_to"] = _named(deliveries)

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import requests
 
+from deliveries import tracing
 from deliveries.sending import signing
+from deliveries.values import ClaimedDelivery, ClaimedLane
 from subscriptions.conf import conf
 
 USER_AGENT = "webhooks/1 (+standard-webhooks)"
+
+
+def request_of(lane: ClaimedLane, delivery: ClaimedDelivery) -> requests.PreparedRequest:
+    """The next attempt of a delivery whose payload was claimed with it."""
+    payload = delivery.payload
+    assert payload is not None
+    return signed_post(
+        lane.url,
+        lane.headers,
+        lane.secrets,
+        event_id=delivery.event_id,
+        topic=payload.topic,
+        body=payload.body,
+        timestamp=int(time.time()),
+        tenant=payload.tenant if payload.tenant != lane.tenant else "",
+        traceparent=delivery.traceparent and tracing.begin_attempt(lane, delivery),
+    )
 
 
 def signed_post(

@@ -32,7 +32,7 @@ from deliveries.monitoring.lines import log_attempts
 from deliveries.progress import Progress
 from deliveries.sending.counting import Counting
 from deliveries.sending.lane import OpenLane
-from deliveries.sending.request import signed_post
+from deliveries.sending.request import request_of
 from deliveries.settling.settle import Settled, settle, unsettled
 from deliveries.stage import FairStage, Pace, Stage, call_all
 from deliveries.transport import Exchange, NotStarted, Transport, transport
@@ -200,25 +200,12 @@ class Sender:
             if delivery.unsendable:
                 self._answered(lane, delivery, unsendable(NO_EVENT, delivery.unsendable))
                 return
-            claimed, payload = lane.claimed, delivery.payload
-            assert payload is not None
-            request = signed_post(
-                claimed.url,
-                claimed.headers,
-                claimed.secrets,
-                event_id=delivery.event_id,
-                topic=payload.topic,
-                body=payload.body,
-                timestamp=int(time.time()),
-                tenant=payload.tenant if payload.tenant != claimed.tenant else "",
-                traceparent=delivery.traceparent and tracing.begin_attempt(claimed, delivery),
-            )
             self.transport.submit(
-                request,
+                request_of(lane.claimed, delivery),
                 partial(self._on_answer, lane, delivery),
                 start_by=lane.start_by,
                 recovering=lane.recovering,
-                owner=claimed.tenant,
+                owner=lane.claimed.tenant,
             )
         except Exception as error:
             logger.exception("delivery %d could not be sent", delivery.id)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 import pytest
+from django.test import Client
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -380,3 +381,13 @@ def test_deliveries_go_on_if_their_spans_cannot_be_recorded(
     send(subscription)
     assert {one.status for one in Delivery.objects.all()} == {"succeeded"}
     assert "out of order" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:No directory at:UserWarning")
+def test_an_events_page_shows_the_id_of_its_trace(admin_client: Client, ordered: object) -> None:
+    with tracing.continued(HEADER):
+        traced = publish("test.one", {})
+    untraced = publish("test.one", {})
+    for event, found in ((traced, [("Trace", TRACE)]), (untraced, [])):
+        page = admin_client.get(f"/admin/deliveries/event/{event.pk}/change/")
+        assert [fact for fact in page.context["facts"] if fact[0] == "Trace"] == found
