@@ -1,4 +1,5 @@
-"""Django admin pages for events, deliveries and attempts, and what they add to subscriptions.
+"""Django admin pages for events, deliveries, attempts and the audit, and what is added to
+subscriptions.
 
 May import `keeping`, `sending.send_test`, `models` and `subscriptions.admin`; nothing imports it.
 
@@ -6,6 +7,6 @@ Promises: history can be read and not edited; each page answers by an index, how
 tables are; what receivers wrote is shown as text; no secret is shown.
 """
 
-from deliveries.admin import events, history, subscriptions
+from deliveries.admin import audit, events, history, subscriptions
 
-__all__ = ["events", "history", "subscriptions"]
+__all__ = ["audit", "events", "history", "subscriptions"]

@@ -28,13 +28,14 @@ from deliveries.admin.readonly import (
     BY_SINCE,
     BY_UNTIL,
     ByAnswer,
-    ByStatus,
     NothingFound,
     ReadOnlyAdmin,
     answer,
     by,
     moment,
     number,
+    offered,
+    subscription_of,
 )
 from deliveries.admin.subscriptions import STATUS_KINDS, SubscriptionWithDeliveriesAdmin
 from deliveries.keeping.backlog import backoff
@@ -79,7 +80,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
         "created",
     )
     list_filter = (
-        ByStatus,
+        offered("status", Delivery.Status.choices),
         ByAnswer,
         by("subscription"),
         by("topic"),
@@ -97,7 +98,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
         status = values.get("status__exact")
         if status is not None and status not in Delivery.Status.values:
             raise NothingFound
-        subscription = _subscription(values)
+        subscription = subscription_of(values)
         key, event = _ids(term, values.get("event"))
         search = WantedDeliveries(
             status=status,
@@ -370,27 +371,6 @@ class AttemptAdmin(ReadOnlyAdmin):
     @admin.display(description="started")
     def started(self, attempt: Attempt) -> SafeString | str:
         return ago(attempt.started_at)
-
-
-def _subscription(values: Mapping[str, str]) -> UUID | None:
-    """That of the filter, which is an id, also of one that was deleted, or a name."""
-    text = values.get("subscription")
-    if text is None:
-        return None
-    try:
-        return UUID(text)
-    except ValueError:
-        named = Subscription.objects.filter(name=text)
-    if "tenant" in values:
-        named = named.filter(tenant=values["tenant"])
-    found = list(named.values_list("pk", flat=True)[:2])
-    if not found:
-        raise NothingFound(f"There is no subscription {text[:80]!r}.")
-    if len(found) > 1:
-        raise NothingFound(
-            f"Several subscriptions are called {text[:80]!r}: name the tenant too, or an id."
-        )
-    return found[0]
 
 
 def _name(key: UUID) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, ClassVar
+from uuid import UUID
 
 from django.contrib import admin, messages
 from django.contrib.admin.options import IncorrectLookupParameters
@@ -23,8 +24,8 @@ from unfold.contrib.filters.admin import DropdownFilter, TextFilter
 from deliveries.keeping import keyset
 from deliveries.keeping.finding import ANSWERS
 from deliveries.keeping.keyset import BadPlace, Search
-from deliveries.models import Delivery
 from subscriptions.admin.careful import CarefulAdmin
+from subscriptions.models import Subscription
 from subscriptions.times import parse_time
 
 # Parameters of the address: where the page before ended, and where the page after begins.
@@ -187,11 +188,16 @@ class ByAnswer(_Unapplied, DropdownFilter):  # type: ignore[misc]
         return [(name, name if code else "No answer") for name, code in ANSWERS.items()]
 
 
-class ByStatus(_Unapplied, DropdownFilter):  # type: ignore[misc]
-    title, parameter_name = "status", "status__exact"
+def offered(name: str, choices: Iterable[tuple[Any, Any]]) -> type[admin.SimpleListFilter]:
+    """A filter by one of these values of a field."""
 
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(value, str(label)) for value, label in Delivery.Status.choices]
+    class Offered(_Unapplied, DropdownFilter):  # type: ignore[misc]
+        title, parameter_name = name, f"{name}__exact"
+
+        def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+            return [(value, str(label)) for value, label in choices]
+
+    return Offered
 
 
 def by(title: str, name: str = "") -> type[admin.SimpleListFilter]:
@@ -211,6 +217,27 @@ def moment(values: Mapping[str, str], name: str) -> datetime | None:
         return parse_time(values[name], timezone.get_current_timezone())
     except ValueError as error:
         raise NothingFound(str(error)) from None
+
+
+def subscription_of(values: Mapping[str, str]) -> UUID | None:
+    """That of the filter, which is an id, also of one that was deleted, or a name."""
+    text = values.get("subscription")
+    if text is None:
+        return None
+    try:
+        return UUID(text)
+    except ValueError:
+        named = Subscription.objects.filter(name=text)
+    if "tenant" in values:
+        named = named.filter(tenant=values["tenant"])
+    found = list(named.values_list("pk", flat=True)[:2])
+    if not found:
+        raise NothingFound(f"There is no subscription {text[:80]!r}.")
+    if len(found) > 1:
+        raise NothingFound(
+            f"Several subscriptions are called {text[:80]!r}: name the tenant too, or an id."
+        )
+    return found[0]
 
 
 def answer(values: Mapping[str, str]) -> int | None:

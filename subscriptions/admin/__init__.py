@@ -7,7 +7,6 @@ Promises: a change goes through the circuit, as everywhere; a secret is shown on
 who had it made.
 """
 
-from subscriptions.admin.audit import AuditEntryAdmin
 from subscriptions.admin.subscriptions import SubscriptionAdmin
 
-__all__ = ["AuditEntryAdmin", "SubscriptionAdmin"]
+__all__ = ["SubscriptionAdmin"]
