@@ -157,8 +157,9 @@ class ReadOnlyAdmin(CarefulAdmin):
         if row is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined, no-any-return]
         title = f"{capfirst(self.opts.verbose_name)} {row.pk}"
-        details = {"original": row, **self.details(request, row)}
-        return self.page(request, self.page_template, title, **details)
+        return self.page(
+            request, self.page_template, title, original=title, **self.details(request, row)
+        )
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
         """Only what a filter offers: any other column would be read from end to end."""

@@ -123,6 +123,10 @@ class WantedDeliveries:
             known.append("status")
         return Search(_made(rows, "created_at", self.since, self.until), self._left("time", *known))
 
+    def chosen(self) -> Q:
+        """Whether a delivery is wanted, whatever finds it."""
+        return self._left()
+
     def _left(self, *known: str) -> Q:
         """What the index does not know."""
         left = {

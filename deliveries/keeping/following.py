@@ -14,7 +14,8 @@ from typing import Any
 from django.db.models import Max
 from django.utils import timezone
 
-from deliveries.keeping.listing import BATCH, Wanted, described
+from deliveries.keeping.finding import WantedDeliveries
+from deliveries.keeping.listing import BATCH, describe
 from deliveries.models import Attempt, Delivery
 from subscriptions.models import AuditEntry
 
@@ -55,7 +56,7 @@ class Follower:
     A look that an error of the database ends loses nothing: the next one returns it.
     """
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: WantedDeliveries) -> None:
         self._wanted = wanted
         # Whatever their status is now, and becomes.
         self._of = replace(wanted, status=None, answered=None, since=None).chosen()
@@ -154,11 +155,11 @@ class Follower:
         if entry.subscription_id is None:
             return entry.action in _FUSE
         if wanted.subscription is not None:
-            return entry.subscription_id == wanted.subscription.pk
+            return entry.subscription_id == wanted.subscription
         return wanted.tenant is None or entry.tenant == wanted.tenant
 
     def _read(self, ids: Iterable[int]) -> list[Delivery]:
-        return list(described(Delivery.objects.filter(self._of, pk__in=ids)).order_by("pk"))
+        return describe(list(Delivery.objects.filter(self._of, pk__in=ids).order_by("pk")))
 
     def _add(self, changes: Iterable[Change]) -> None:
         """Those of deliveries that are wanted now."""

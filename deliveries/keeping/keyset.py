@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from django.core.exceptions import ValidationError
 from django.db.models import Model, Q, QuerySet
@@ -19,7 +19,13 @@ from django.db.models import Model, Q, QuerySet
 MAX_LOOKED_AT = 10_000
 
 Row = TypeVar("Row", bound=Model)
-Place = Sequence[Any]
+
+
+class Place(NamedTuple):
+    """A place in an order: at the row with these values, and behind it, or before it with `at`."""
+
+    values: tuple[Any, ...]
+    at: bool = False
 
 
 class BadPlace(ValueError):
@@ -68,8 +74,8 @@ def page(
     rows, end, stopped = _following(search, by, place, limit)
     if backwards:
         rows.reverse()
-        return Page(rows, end, _place(rows[-1], by) if rows else place, stopped)
-    start = None if place is None else _place(rows[0], by) if rows else place
+        return Page(rows, end, _place(rows[-1], by) if rows else _turned(place), stopped)
+    start = None if place is None else _place(rows[0], by) if rows else _turned(place)
     return Page(rows, start, end, stopped)
 
 
@@ -79,7 +85,7 @@ def _following(
     """The rows; the place from which more can be found, if any; whether it gave up."""
     following = search.rows.order_by(*by)
     if place is not None:
-        following = following.filter(_after(by, place))
+        following = following.filter(_after(by, place.values, or_at=place.at))
     if not search.chosen:
         return _cut(list(following[: limit + 1]), by, limit)
     count = 10 * limit  # most often what is wanted is near; if not, it is most often far away
@@ -91,7 +97,7 @@ def _following(
         if found[1] is not None or last is None:
             return found
         if count == MAX_LOOKED_AT:
-            return found[0], last, True
+            return found[0], Place(last), True
         count *= 20
 
 
@@ -110,28 +116,34 @@ def _opposite(by: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _place(row: Row, by: tuple[str, ...]) -> Place:
-    return [getattr(row, name) for name in names(by)]
+    return Place(tuple(getattr(row, name) for name in names(by)))
 
 
-def _upto(by: tuple[str, ...], place: Place) -> Q:
-    return _after(_opposite(by), place, or_at=True)
+def _turned(place: Place | None) -> Place | None:
+    """The same place for the opposite direction: the row at it is on the other side."""
+    return None if place is None else Place(place.values, not place.at)
 
 
-def _after(by: tuple[str, ...], place: Place, *, or_at: bool = False) -> Q:
+def _upto(by: tuple[str, ...], values: Sequence[Any]) -> Q:
+    return _after(_opposite(by), values, or_at=True)
+
+
+def _after(by: tuple[str, ...], values: Sequence[Any], *, or_at: bool = False) -> Q:
     """`(a, b) < (x, y)`, each field in its direction; with `or_at`, `<=`. The first condition of
     each alone is what the index is entered with: `a <= x AND (a < x OR b < y)`."""
-    name, value = by[0].removeprefix("-"), place[0]
+    name, value = by[0].removeprefix("-"), values[0]
     beyond = "lt" if by[0].startswith("-") else "gt"
     if len(by) == 1:
         return Q(**{f"{name}__{beyond}{'e' if or_at else ''}": value})
     return Q(**{f"{name}__{beyond}e": value}) & (
-        Q(**{f"{name}__{beyond}": value}) | _after(by[1:], place[1:], or_at=or_at)
+        Q(**{f"{name}__{beyond}": value}) | _after(by[1:], values[1:], or_at=or_at)
     )
 
 
 def written(place: Place) -> str:
     """The place as a text, which `read_place` reads again."""
-    return json.dumps([v.isoformat() if isinstance(v, datetime) else str(v) for v in place])
+    texts = [v.isoformat() if isinstance(v, datetime) else str(v) for v in place.values]
+    return json.dumps([*texts, True] if place.at else texts)
 
 
 def read_place(text: str, search: Search[Any]) -> Place:
@@ -139,9 +151,12 @@ def read_place(text: str, search: Search[Any]) -> Place:
     try:
         texts = json.loads(text)
         fields = [_field(search.rows, name) for name in names(search.by)]
-        if not isinstance(texts, list) or len(texts) != len(fields):
+        if not isinstance(texts, list):
             raise BadPlace
-        return [_value(field, one) for field, one in zip(fields, texts, strict=True)]
+        at = texts[len(fields) :] == [True]
+        if len(texts) != len(fields) + at:
+            raise BadPlace
+        return Place(tuple(_value(*one) for one in zip(fields, texts, strict=False)), at)
     except (ValueError, TypeError, ValidationError, RecursionError):
         raise BadPlace from None
 

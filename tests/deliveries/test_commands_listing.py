@@ -50,6 +50,7 @@ def attempted(delivery: Delivery, number: int, code: int | None) -> None:
         started_at=timezone.now(),
         duration_ms=12,
     )
+    Delivery.objects.filter(pk=delivery.pk).update(attempt_count=number)
 
 
 @pytest.fixture

@@ -222,7 +222,7 @@ def test_the_subscriptions_that_need_an_operator_first(
     assert shown(admin_client, SUBSCRIPTIONS)[0] == mine
     for column in range(9):
         for order in (f"{column}", f"-{column}"):
-            assert len(shown(admin_client, SUBSCRIPTIONS, o=order)) == 100
+            assert len(shown(admin_client, SUBSCRIPTIONS, o=order)) == 50
 
 
 def test_a_replay_of_a_subscription_reads_what_it_replays(mine: Subscription) -> None:

@@ -12,8 +12,9 @@ from django.db import InterfaceError, OperationalError, connection
 from psycopg_pool import PoolTimeout
 from rich.text import Text
 
+from deliveries.keeping.finding import ANSWERS, WantedDeliveries
 from deliveries.keeping.following import Change, Follower
-from deliveries.keeping.listing import Wanted, newest
+from deliveries.keeping.listing import newest
 from deliveries.models import Delivery
 from subscriptions.management.base import (
     OperatorCommand,
@@ -39,13 +40,13 @@ _STYLES = {
     "fuse_blown": "bold red",
     "recovered": "bold green",
 }
-_ANSWERS = {"2xx": 2, "3xx": 3, "4xx": 4, "5xx": 5, "none": 0}
 
 
 class Command(OperatorCommand):
     help = (
-        "List deliveries, the newest first. With --follow say what happens from now on, a line "
-        "each, until Ctrl-C: what is published, attempted, held, sent again, discarded, and what "
+        "List deliveries, the newest first; those that are pending or held by subscription, and "
+        "what is due, or was held, first. With --follow say what happens from now on, a line each, "
+        "until Ctrl-C: what is published, attempted, held, sent again, discarded, and what "
         "the audit says of subscriptions. With --json an object on each line."
     )
     examples = (
@@ -67,7 +68,7 @@ class Command(OperatorCommand):
             "--since", type=moment, metavar="TIME", help="published since then: 2h, 7d, 2026-01-31"
         )
         parser.add_argument(
-            "--answer", choices=list(_ANSWERS), help="with an attempt that was answered so"
+            "--answer", choices=list(ANSWERS), help="whose last attempt was answered so"
         )
         parser.add_argument(
             "--limit",
@@ -84,14 +85,14 @@ class Command(OperatorCommand):
         name, tenant = options["subscription"], options["tenant"]
         if "\0" in (options["topic"] or "") + (options["event"] or ""):
             raise CommandError("A topic and an id of an event have no NUL.", returncode=2)
-        wanted = Wanted(
-            subscription=None if name is None else find_one(name, tenant),
+        wanted = WantedDeliveries(
+            subscription=None if name is None else find_one(name, tenant).pk,
             status=options["status"],
             topic=options["topic"],
             tenant=tenant,
             event=options["event"],
             since=options["since"],
-            answered=_ANSWERS.get(options["answer"]),
+            answered=ANSWERS.get(options["answer"]),
         )
         if options["follow"]:
             try:
@@ -132,7 +133,7 @@ class Command(OperatorCommand):
             ],
         )
 
-    def _follow(self, wanted: Wanted, *, as_json: bool) -> None:
+    def _follow(self, wanted: WantedDeliveries, *, as_json: bool) -> None:
         follower = Follower(wanted)
         away = False
         while self._wait():
