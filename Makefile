@@ -13,7 +13,7 @@ DELIVERIES ?= 10000000
 CONTRACT_SECONDS ?= 120
 BIN := $(VENV)/bin
 
-.PHONY: help demo up test test-browser test-faults test-contract openapi soak mutations lint types format bench bench-quick bench-growth bench-pages soak-database bench-trace bench-compare clean venv
+.PHONY: help demo up test test-browser screenshots test-faults test-contract openapi soak mutations lint types format bench bench-quick bench-growth bench-pages soak-database bench-trace bench-compare clean venv
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ test-faults: venv ## Break every part for real; ARGS="-k broker" picks some
 
 test-browser: venv ## The admin in the system's Chromium, with axe-core
 	@$(BIN)/python -m pytest --ds=tests.browser.settings tests/browser $(ARGS)
+
+screenshots: venv ## A picture of each page. ARGS="--only dashboard" takes some
+	@$(BIN)/python -m tests.browser.screenshots $(ARGS)
 
 test-contract: venv ## Two minutes of generated requests to the running API
 	@$(BIN)/python -m tests.contract.run --seconds $(CONTRACT_SECONDS) $(ARGS)

@@ -11,17 +11,19 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.safestring import SafeString
 from django.utils.translation import ngettext
 from django.views.decorators.debug import sensitive_variables
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
 from api import keys
 from api.models import SCOPES, ApiKey
 from subscriptions.admin.careful import CarefulAdmin
 from subscriptions.admin.display import ago, chip
+from subscriptions.times import exact
 
 
 class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg]
     scopes = forms.MultipleChoiceField(
         choices=[(scope, f"{scope}: {what}") for scope, what in SCOPES.items()],
-        widget=forms.CheckboxSelectMultiple,
+        widget=UnfoldAdminCheckboxSelectMultipleWidget,
         help_text="What the key may be used for.",
     )
 
@@ -61,7 +63,7 @@ class ApiKeyAdmin(CarefulAdmin):
             return ()
         return (
             *("name", "prefix", "state_now", "what", "bound_to"),
-            *("created_at", "expires_at", "last_used_at", "revoked_at"),
+            *("created", "expires", "used", "revoked"),
         )
 
     @admin.display(description="state")
@@ -75,6 +77,18 @@ class ApiKeyAdmin(CarefulAdmin):
     @admin.display(description="tenant")
     def bound_to(self, key: ApiKey) -> str:
         return key.bound_to
+
+    @admin.display(description="created at")
+    def created(self, key: ApiKey) -> str:
+        return exact(key.created_at)
+
+    @admin.display(description="expires at")
+    def expires(self, key: ApiKey) -> str:
+        return exact(key.expires_at) if key.expires_at else "never"
+
+    @admin.display(description="revoked at")
+    def revoked(self, key: ApiKey) -> str:
+        return exact(key.revoked_at) if key.revoked_at else "–"
 
     @admin.display(description="last used")
     def used(self, key: ApiKey) -> SafeString | str:

@@ -109,6 +109,13 @@ def test_what_the_page_on_architecture_names_exists() -> None:
             assert re.search(rf"^(?:def|class) {name}\b", code, re.MULTILINE), f"{path}::{name}"
 
 
+def test_the_readmes_pictures_are_there_and_small() -> None:
+    named = set(re.findall(r"docs/pictures/[\w.-]+", (ROOT / "README.md").read_text()))
+    there = {str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "pictures").iterdir()}
+    assert named == there
+    assert max((ROOT / path).stat().st_size for path in there) < 200_000
+
+
 def test_no_project_is_asked_for_migrations_of_ours_whatever_its_default_id_is() -> None:
     for app in ("subscriptions", "deliveries", "api"):
         assert apps.get_app_config(app).default_auto_field == "django.db.models.BigAutoField"

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import groupby
 from typing import Any
 
 import redis
@@ -262,9 +261,8 @@ def _time(milliseconds: float | None) -> str:
 
 
 def _charts(minutes: Sequence[Traffic]) -> list[dict[str, Any]]:
-    # By the clock. The first of these has begun before the day did.
-    groups = groupby(minutes, key=lambda one: one.start.timestamp() // (60 * STEP))
-    steps = [total(list(group)) for _, group in groups][1:]
+    # Counted from now, not by the clock: a last bar of two minutes would look like an outage.
+    steps = [total(minutes[first : first + STEP]) for first in range(0, DAY, STEP)]
     return [
         _chart("The last hour, minute by minute", "minute", minutes[-HOUR:]),
         _chart(f"The last 24 hours, {STEP} minutes at a time", f"{STEP} minutes", steps),

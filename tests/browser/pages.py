@@ -30,7 +30,7 @@ def every_page(found: dict[str, Subscription]) -> dict[str, str]:
         pages |= _of_model(model, tripped)
     name = "subscriptions-subscription"
     pages[f"{name}-list-tripped"] = f"{pages[f'{name}-list']}?state=tripped"
-    pages[f"{name}-list-none"] = f"{pages[f'{name}-list']}?q=nothing-has-this-name"
+    pages[f"{name}-list-none"] = f"{pages[f'{name}-list']}?q=nothing+is+called+so"
     for label, key in [
         ("active", "order-fulfilment"),
         ("failing", "loyalty-points"),

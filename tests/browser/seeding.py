@@ -69,16 +69,18 @@ SEEDS = (
          ago=timedelta(days=12)),
     Seed("orders", "hooks.tidewater.example.com", ("order.*",), "tidewater", milliseconds=64),
     Seed("invoices", "erp.tidewater.example.com", ("invoice.>",), "tidewater", state="tripped",
-         fails=5, trouble=0.5, status=500, error="HTTP 500 Internal Server Error: database is full",
+         fails=5, trouble=0.2, status=500, error="HTTP 500 Internal Server Error: database is full",
          answer="Traceback: database is full", ago=timedelta(minutes=26)),
     Seed("stock", "stock.tidewater.example.com", ("product.stock.*",), "tidewater"),
     Seed("orders", "api.oakmere.example.com", ("order.*", "payment.*"), "oakmere", trouble=0.02,
          status=502, error="HTTP 502 Bad Gateway", answer="<h1>502 Bad Gateway</h1>"),
     Seed("accounting", "books.oakmere.example.com", ("invoice.created", "payment.captured"),
          "oakmere", fails=1, trouble=0.05, error="timeout: no answer within 10 s"),
-    Seed("crm", "crm.juniper-lane.example.com", ("customer.>", "order.paid"), "juniper-lane"),
+    Seed("crm", "crm.juniper-lane.example.com", ("customer.>", "order.paid"), "juniper-lane",
+         trouble=0.1, status=422, error="HTTP 422 Unprocessable Entity: unknown customer",
+         answer='{"error": "unknown customer"}'),
     Seed("shop-floor", "floor.juniper-lane.example.com", ("order.>",), "juniper-lane",
-         state="tripped", fails=1, trouble=1.0, status=410, error="HTTP 410 Gone", answer="gone",
+         state="tripped", fails=1, status=410, error="HTTP 410 Gone", answer="gone",
          ago=timedelta(days=2, hours=5)),
 )  # fmt: skip
 
@@ -174,10 +176,14 @@ def _attempts(chance: random.Random, now: datetime, one: Seed, delivery: Deliver
         delivery.status, delivery.held_at = Delivery.Status.HELD, delivery.created_at
         return []
     at = delivery.created_at + timedelta(milliseconds=chance.randint(8, 40))
-    failing = one.fails and now - delivery.created_at < timedelta(minutes=20)
-    failed = 4 if failing or one.state == "tripped" else 0
-    if chance.random() < one.trouble:
-        failed = failed or chance.choice((1, 1, 2, 4))
+    since = now - one.ago - delivery.created_at
+    failing = one.fails > 1 and since < timedelta(minutes=20)
+    final = one.status is not None and one.status < 500
+    failed = 0
+    if failing:
+        failed = 4
+    elif chance.random() < one.trouble:
+        failed = 1 if final else chance.choice((1, 1, 2, 3))
     made = []
     for number in range(1, failed + 1):
         made.append(
@@ -196,7 +202,7 @@ def _attempts(chance: random.Random, now: datetime, one: Seed, delivery: Deliver
     delivery.attempt_count = delivery.retries_used = failed
     if failed:
         delivery.last_error = one.error
-    if failed < 4:
+    if failed < 4 and not (final and failed):
         took = max(2, int(chance.lognormvariate(math.log(one.milliseconds), 0.4)))
         made.append(
             Attempt(
@@ -212,13 +218,14 @@ def _attempts(chance: random.Random, now: datetime, one: Seed, delivery: Deliver
         delivery.attempt_count = failed + 1
         delivery.status = Delivery.Status.SUCCEEDED
         delivery.finished_at = at + timedelta(milliseconds=took)
-    elif failing or one.state == "active":
-        delivery.status, delivery.next_attempt_at = (
-            Delivery.Status.PENDING,
-            now + timedelta(hours=2),
-        )
+    elif final:
+        delivery.status = Delivery.Status.FAILED
+        delivery.finished_at = made[-1].started_at + timedelta(milliseconds=made[-1].duration_ms)
+    elif one.state == "tripped":
+        delivery.status, delivery.held_at = Delivery.Status.HELD, now - one.ago
     else:
-        delivery.status, delivery.finished_at = Delivery.Status.FAILED, at
+        delivery.status = Delivery.Status.PENDING
+        delivery.next_attempt_at = now + timedelta(minutes=4)
     return made
 
 
@@ -311,7 +318,7 @@ def _spread(number: int, bounds: tuple[int, ...], middle: float) -> list[int]:
 def _audit(now: datetime, found: dict[str, Subscription]) -> None:
     """In place of what making the rows has written."""
     AuditEntry.objects.all().delete()
-    told = {"told": ["email", "event"]}
+    told = {"told": ["email", "event"], "notice_attempts": 1}
     full = "HTTP 500 Internal Server Error: database is full"
     lines: list[tuple[timedelta, str, str, str, str, dict[str, Any]]] = [
         (timedelta(minutes=3), "degraded", "loyalty-points", "", "system",

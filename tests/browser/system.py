@@ -14,7 +14,7 @@ from django.contrib.auth.models import Group, User
 from django.contrib.sessions.backends.db import SessionStore
 from django.core.management import call_command
 from django.test import Client
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from webhooks_project.engines import DATABASE, DATABASE_USER, Cluster
 from webhooks_project.supervisor import Program, Supervisor
@@ -81,3 +81,18 @@ def sign_in(context: BrowserContext, url: str, user: User) -> None:
     client.force_login(user)
     session: SessionStore = client.session
     context.add_cookies([{"name": "sessionid", "value": str(session.session_key), "url": url}])
+
+
+def put_on(page: Page, scheme: str) -> None:
+    """Light or dark, at once: as the system has it, and as the switch of the admin."""
+    page.emulate_media(color_scheme=scheme)
+    page.add_style_tag(content="* { transition: none !important; animation: none !important; }")
+    page.evaluate(
+        """async scheme => {
+            if (window.Alpine) {
+                Alpine.$data(document.documentElement).adminTheme = scheme;
+                await Alpine.nextTick();
+            }
+        }""",
+        scheme,
+    )

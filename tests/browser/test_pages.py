@@ -10,6 +10,7 @@ import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page
 
+from tests.browser import system
 from tests.browser.conftest import NARROW, WIDE
 from tests.browser.pages import every_page
 from tests.browser.seeding import seed
@@ -90,27 +91,12 @@ def test_no_page_has_a_serious_fault(
             (NARROW, "light", COLOURS),
         ):
             page.set_viewport_size(size)
-            put_on(page, scheme)
+            system.put_on(page, scheme)
             if path.startswith("/admin/") and answer.status == 200:
                 assert (background(page) < 90) == (scheme == "dark"), path
             for rule, target, why in [*faults(page, *rules), *too_wide(page)]:
                 wrong[name, rule, target] = f"{name} {size['width']} {scheme}: {target} {why}"
     assert not wrong, "\n".join(wrong.values())
-
-
-def put_on(page: Page, scheme: str) -> None:
-    """Light or dark, at once: as the system has it, and as the switch of the admin."""
-    page.emulate_media(color_scheme=scheme)
-    page.add_style_tag(content="* { transition: none !important; animation: none !important; }")
-    page.evaluate(
-        """async scheme => {
-            if (window.Alpine) {
-                Alpine.$data(document.documentElement).adminTheme = scheme;
-                await Alpine.nextTick();
-            }
-        }""",
-        scheme,
-    )
 
 
 def too_wide(page: Page) -> list[tuple[str, str, str]]:
