@@ -47,7 +47,7 @@ def measure(place: Place) -> bool:
 
     django.setup()
     # What they import needs the settings.
-    from control_room import cost, pages, signed_in, table
+    from control_room import cost, pages, signed_in, summary, table
 
     began = time.monotonic()
     client = signed_in()
@@ -55,7 +55,7 @@ def measure(place: Place) -> bool:
     for page in pages(client):
         costs.append(cost(client, page))
         say(f"{len(costs)} pages", began)
-    print("", *table(costs), sep="\n")
+    print("", *table(costs), "", "The slowest of each kind:", "", *summary(costs), sep="\n")
     late = [one.page for one in costs if not one.kept]
     for page in late:
         print(f"over {page.limit:.0f} ms: {page.name}  {page.address}", file=sys.stderr)
