@@ -161,7 +161,7 @@ def _further(client: Client, page: Page, number: int = PAGES) -> Iterator[Page]:
 def _rows() -> Iterator[Page]:
     """The pages of single rows, of every kind."""
     for state in ("active", "paused", "tripped"):
-        one = getattr(Subscription.objects, state)().first()
+        one = getattr(Subscription.objects, state)().order_by("name").first()
         yield Page(f"a subscription, {state}", _address(Subscription, "change", one.pk))
     yield Page("a subscription's history", _address(Subscription, "history", one.pk))
     for act in ("reset", "replay", "rotate_secret"):

@@ -2,7 +2,8 @@
 
 For a database that has our tables with nothing in them. Every twenty subscriptions have their
 topics; a third of these groups are tenants. Some 95 % of the deliveries have succeeded, the others
-have failed, are discarded, held or due, as the states of their subscriptions have it.
+have failed, are discarded, held or due, as the states of their subscriptions have it. For one of
+those that are tripped, a tenth of all is held.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import psycopg
 from deliveries.monitoring.buckets import ARRIVAL_BOUNDS, ATTEMPT_BOUNDS
 
 FAN_OUT = 20
+HELD = 2
+OF_EVENT = FAN_OUT + HELD
 DAYS = 28
 TABLES = ("deliveries_event", "deliveries_delivery", "deliveries_attempt")
 # Events in one statement.
@@ -23,7 +26,7 @@ _STEP = 10_000
 
 
 class Size(NamedTuple):
-    """`subscriptions`: a multiple of 20. Each event has 20 deliveries."""
+    """`subscriptions`: a multiple of 20. Each event has 20 deliveries, and two that are held."""
 
     subscriptions: int
     events: int
@@ -31,7 +34,7 @@ class Size(NamedTuple):
 
     @property
     def deliveries(self) -> int:
-        return self.events * FAN_OUT
+        return self.events * OF_EVENT
 
 
 # Of each hundred, three are tripped, two are paused, five fail, and two never had a success.
@@ -165,6 +168,18 @@ CROSS JOIN LATERAL (
 ) good
 """
 
+_HELD = """
+INSERT INTO deliveries_delivery (
+    event_id, subscription_id, status, attempt_count, retries_used, last_error, created_at, held_at,
+    tenant
+)
+SELECT e.id, s.id, 'held', 0, 0, '', e.created_at, e.created_at, s.tenant
+FROM generate_series(%(first)s::int, %(last)s::int) n
+JOIN deliveries_event e ON e.id = 'event-' || lpad(n::text, 10, '0')
+CROSS JOIN (SELECT id, tenant FROM subscriptions_subscription WHERE name = 'receiver 0') s
+CROSS JOIN generate_series(1, %(held)s)
+"""
+
 
 def fill(connection: psycopg.Connection[Any], size: Size) -> Iterator[int]:
     """Make it all; yields how many deliveries there are so far, at last when all is done."""
@@ -172,6 +187,7 @@ def fill(connection: psycopg.Connection[Any], size: Size) -> Iterator[int]:
         **size._asdict(),
         "days": DAYS,
         "fan_out": FAN_OUT,
+        "held": HELD,
         "groups": size.subscriptions // FAN_OUT,
         "attempt_buckets": len(ATTEMPT_BOUNDS) + 1,
         "arrival_buckets": len(ARRIVAL_BOUNDS) + 1,
@@ -182,7 +198,8 @@ def fill(connection: psycopg.Connection[Any], size: Size) -> Iterator[int]:
         values |= {"first": first, "last": min(first + _STEP - 1, size.events)}
         connection.execute(_EVENTS, values)
         connection.execute(_DELIVERIES, values)
-        yield values["last"] * FAN_OUT
+        connection.execute(_HELD, values)
+        yield values["last"] * OF_EVENT
     for table in (*TABLES, "subscriptions_subscription", "subscriptions_auditentry"):
         connection.execute(f"ANALYZE {table}")
 

