@@ -138,6 +138,16 @@ def empty_redis() -> redis.Redis:
     return broker
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _patient_pages() -> Iterator[None]:
+    """How much a page looks at does not depend on how busy the machine is."""
+    from deliveries.keeping import keyset
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(keyset, "MAX_SECONDS", 600.0)
+        yield
+
+
 @pytest.fixture
 def configure(settings: Any) -> Callable[..., None]:
     """Change `settings.WEBHOOKS` for one test: `configure(circuit_threshold=2)`."""

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from django.contrib import admin, messages
 from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
@@ -52,7 +53,6 @@ class _Pages:
 
     def __init__(self, newer: str, older: str, stopped: bool) -> None:
         self.newer, self.older, self.stopped = newer, older, stopped
-        self.looked_at = keyset.MAX_LOOKED_AT
 
 
 class KeysetChangeList(ChangeList):
@@ -87,6 +87,10 @@ class KeysetChangeList(ChangeList):
             if str(error) and request.method == "GET":
                 messages.error(request, str(error))
             self.search = Search(self.root_queryset.none(), Q())
+        if request.method == "POST":
+            # An action is for rows that are named by their ids, whatever is listed by now.
+            across = request.POST.get("select_across") == "1"
+            return self.root_queryset.none() if across else self.root_queryset
         return self.search.wanted
 
     def get_results(self, request: HttpRequest) -> None:
@@ -153,7 +157,7 @@ class ReadOnlyAdmin(CarefulAdmin):
     ) -> HttpResponse:
         if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
             raise PermissionDenied
-        row = self.get_object(request, object_id)
+        row = self.get_object(request, unquote(object_id))
         if row is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined, no-any-return]
         title = f"{capfirst(self.opts.verbose_name)} {row.pk}"

@@ -10,13 +10,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from time import monotonic
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from django.core.exceptions import ValidationError
 from django.db.models import Model, Q, QuerySet
 
-# Rows that `page` looks at for one page: some tens of milliseconds.
+# Rows that `page` looks at for one page: some tens of milliseconds. Where they must be read from a
+# slow disk first, it stops earlier: it begins no further look after so many seconds.
 MAX_LOOKED_AT = 10_000
+MAX_SECONDS = 0.25
 
 Row = TypeVar("Row", bound=Model)
 
@@ -67,8 +70,9 @@ def page(
 ) -> Page[Row]:
     """`limit` rows at most, those next after `place`, or with `backwards` next before it.
 
-    At most `MAX_LOOKED_AT` rows are looked at. So a page may hold fewer rows than `limit`, even
-    none, and there may be more. Rows that come in between two pages are on neither.
+    At most `MAX_LOOKED_AT` rows are looked at, fewer if that takes long. So a page may hold fewer
+    rows than `limit`, even none, and there may be more. Rows that come in between two pages are on
+    neither.
     """
     by = _opposite(search.by) if backwards else search.by
     rows, end, stopped = _following(search, by, place, limit)
@@ -83,22 +87,26 @@ def _following(
     search: Search[Row], by: tuple[str, ...], place: Place | None, limit: int
 ) -> tuple[list[Row], Place | None, bool]:
     """The rows; the place from which more can be found, if any; whether it gave up."""
-    following = search.rows.order_by(*by)
+    ordered = search.rows.order_by(*by)
+    following = ordered
     if place is not None:
-        following = following.filter(_after(by, place.values, or_at=place.at))
+        following = ordered.filter(_after(by, place.values, or_at=place.at))
     if not search.chosen:
         return _cut(list(following[: limit + 1]), by, limit)
-    count = 10 * limit  # most often what is wanted is near; if not, it is most often far away
+    found: list[Row] = []
+    looked_at, some, began = 0, 10 * limit, monotonic()  # most often what is wanted is near
     while True:
-        count = min(count, MAX_LOOKED_AT)
-        last = following.values_list(*names(by))[count - 1 : count].first()
+        some = min(some, MAX_LOOKED_AT - looked_at)
+        last = following.values_list(*names(by))[some - 1 : some].first()
         near = following if last is None else following.filter(_upto(by, last))
-        found = _cut(list(near.filter(search.chosen)[: limit + 1]), by, limit)
-        if found[1] is not None or last is None:
-            return found
-        if count == MAX_LOOKED_AT:
-            return found[0], Place(last), True
-        count *= 20
+        found += near.filter(search.chosen)[: limit + 1 - len(found)]
+        if len(found) > limit or last is None:
+            return _cut(found, by, limit)
+        looked_at += some
+        if looked_at >= MAX_LOOKED_AT or monotonic() - began > MAX_SECONDS:
+            return found, Place(last), True
+        following = ordered.filter(_after(by, last))
+        some *= 2
 
 
 def _cut(rows: list[Row], by: tuple[str, ...], limit: int) -> tuple[list[Row], Place | None, bool]:

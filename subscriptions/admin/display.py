@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
 
+from django.contrib.admin.utils import quote
 from django.db.models import Model
 from django.urls import reverse
 from django.utils import timezone
@@ -164,7 +165,7 @@ def host(url: str) -> str:
 
 def link(text: object, view: str, *args: Any, title: str = "", **query: Any) -> SafeString:
     """A link to a page of the admin; `query` is what it is filtered by."""
-    address = reverse(f"admin:{view}", args=args)
+    address = reverse(f"admin:{view}", args=[quote(one) for one in args])
     return format_html(
         '<a href="{}{}" title="{}">{}</a>',
         address,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import ipaddress
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -184,6 +185,22 @@ def test_an_event_shows_its_body_readable_and_harmless(
     assert "1 pending" in page
 
 
+def test_an_event_is_found_by_any_id_that_it_may_have(admin_client: Client) -> None:
+    make_subscription()
+    for key in ("order_5F7", "a:b_3Ac", "a.b-c_2F"):
+        publish("test.one", {}, event_id=key)
+        delivery = Delivery.objects.get(event_id=key)
+        pages = (
+            EVENTS,
+            DELIVERIES,
+            f"{DELIVERIES}?{urlencode({'event': key})}",
+            f"{DELIVERIES}{delivery.pk}/change/",
+        )
+        for page in pages:
+            [address, *_] = re.findall(rf'href="({EVENTS}[^"]+/change/)', text(admin_client, page))
+            assert f"Event {key}" in text(admin_client, address), (key, page)
+
+
 def test_a_huge_or_broken_body_is_shown_in_part_or_as_it_is(
     admin_client: Client, deliveries: list[Delivery], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +273,7 @@ def test_a_page_that_stopped_to_look_says_so_and_leads_on(
     url = DELIVERIES + "?status__exact=succeeded"
     found, _, older = links(admin_client, url)
     assert found == []
-    assert "2 rows were looked at for this page; there may be more." in text(admin_client, url)
+    assert "Enough was looked at for one page; there may be more." in text(admin_client, url)
     assert links(admin_client, DELIVERIES + older)[0] == [deliveries[-1].pk]
 
 
@@ -739,6 +756,18 @@ def test_a_search_that_would_read_a_whole_table_is_refused(admin_client: Client,
 def test_an_act_on_what_no_row_can_be_is_no_error(admin_client: Client, key: str) -> None:
     page = f"{DELIVERIES}{key}/resend/"
     assert admin_client.post(page, follow=True).status_code in (200, 404)
+
+
+def test_an_action_is_for_what_was_chosen_whatever_the_list_shows_by_now(
+    admin_client: Client, deliveries: list[Delivery]
+) -> None:
+    one, two = deliveries[:2]
+    sent = {"action": "discard", "_selected_action": [one.pk], "confirmed": "1"}
+    for address in ("?status__exact=failed", "?since=yesterday"):
+        assert admin_client.post(DELIVERIES + address, sent).status_code == 302
+    assert Delivery.objects.get(pk=one.pk).status == "discarded"
+    admin_client.post(DELIVERIES, {**sent, "_selected_action": [two.pk], "select_across": "1"})
+    assert set(Delivery.objects.exclude(pk=one.pk).values_list("status", flat=True)) == {"pending"}
 
 
 @pytest.mark.parametrize("chosen", ["nonsense", "9" * 30, "\0"])
