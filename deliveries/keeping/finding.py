@@ -11,7 +11,16 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from django.db.models import F, FilteredRelation, OuterRef, Q, QuerySet, Subquery
+from django.db.models import (
+    BigIntegerField,
+    ExpressionWrapper,
+    F,
+    FilteredRelation,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+)
 from django.db.models.functions import Coalesce
 from django.db.models.lookups import Exact, Range
 
@@ -29,6 +38,9 @@ ORDERS_OF_OPEN: dict[str, tuple[str, ...]] = {
     "pending": ("subscription_id", "next_attempt_at", "id"),
     "held": ("subscription_id", "id"),
 }
+# The id, as an expression, so that the index on the event is read, and not all ids in order. Django
+# takes the sum for an integer of 32 bits, and leaves out a comparison with a larger number.
+_PLACE = ExpressionWrapper(F("id") + 0, BigIntegerField())
 _UNSUCCESSFUL = (Delivery.Status.FAILED, Delivery.Status.DISCARDED)
 
 
@@ -57,8 +69,7 @@ class WantedDeliveries:
         if self.id is not None:
             return Search(Delivery.objects.filter(pk=self.id), self._left())
         if self.event is not None:
-            # An expression, so that the index on the event is read, and not all ids in order.
-            rows = Delivery.objects.filter(event_id=self.event).annotate(place=F("id") + 0)
+            rows = Delivery.objects.filter(event_id=self.event).annotate(place=_PLACE)
             return Search(rows, self._left("event"), ("-place",))
         indexed = self.subscription or self.tenant or self.status not in (None, "succeeded")
         if self.topic is not None and (not indexed or self._is_rare()):
@@ -169,7 +180,7 @@ class WantedAttempts:
         rows = _between(rows, "started_at", self.since, self.until)
         if self.delivery is not None:
             return Search(rows.filter(delivery_id=self.delivery), chosen, ("-number",))
-        rows = rows.filter(delivery__event_id=self.event).annotate(place=F("id") + 0)
+        rows = rows.filter(delivery__event_id=self.event).annotate(place=_PLACE)
         return Search(rows, chosen, ("-place",))
 
 

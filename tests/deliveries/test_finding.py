@@ -214,6 +214,22 @@ def test_attempts_and_events_are_found_too(rows: list[Delivery], now: datetime) 
     assert numbers == [2, 1]
 
 
+def test_pages_of_an_event_lead_through_ids_of_more_than_32_bits(now: datetime) -> None:
+    Event.objects.create(id="e", topic="a.one", body=b"{}", created_at=now)
+    for number in range(5):
+        one = Delivery.objects.create(
+            id=2**31 + number, event_id="e", subscription=make_subscription(), created_at=now,
+            next_attempt_at=now,
+        )  # fmt: skip
+        Attempt.objects.create(
+            id=2**31 + number, delivery=one, number=1, outcome="timeout", started_at=now
+        )
+    deliveries = list(Delivery.objects.order_by("-id"))
+    assert through(WantedDeliveries(event="e").search, limit=2) == (deliveries, deliveries)
+    attempts = list(Attempt.objects.order_by("-id"))
+    assert through(WantedAttempts(event="e").search, limit=2) == (attempts, attempts)
+
+
 def test_what_comes_in_between_two_pages_moves_nothing(rows: list[Delivery], now: datetime) -> None:
     search = WantedDeliveries().search
     first = keyset.page(search(), limit=5)
