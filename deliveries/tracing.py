@@ -89,7 +89,12 @@ def begin_attempt(lane: ClaimedLane, delivery: ClaimedDelivery) -> str:
         return ""
     if not _are_recorded():
         return delivery.traceparent
-    delivery.span = _begin(lane, delivery, time.time())
+    try:
+        delivery.span = _begin(lane, delivery, time.time())
+    except Exception:
+        # The application's sampler or processor: deliveries go on, whatever becomes of their spans.
+        logger.exception("The span of delivery %d could not begin.", delivery.id)
+        return delivery.traceparent
     return _traceparent(delivery.span) or delivery.traceparent
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from django.test import Client
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -380,6 +380,30 @@ def test_deliveries_go_on_if_their_spans_cannot_be_recorded(
     monkeypatch.setattr(tracing, "_record", fail)
     send(subscription)
     assert {one.status for one in Delivery.objects.all()} == {"succeeded"}
+    assert "out of order" in caplog.text
+
+
+def test_an_attempt_is_made_if_its_span_cannot_begin(
+    send: Send,
+    receiver: Receiver,
+    configure: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(SpanProcessor):
+        def on_start(self, *_: object, **__: object) -> None:
+            raise RuntimeError("out of order")
+
+    configure(send_traceparent=True)
+    provider = TracerProvider()
+    provider.add_span_processor(Broken())
+    subscription = make_subscription(url=receiver.url)
+    with tracing.continued(HEADER):
+        event = publish("test.one", {})
+    use(provider, monkeypatch)
+    send(subscription)
+    assert Delivery.objects.get().status == "succeeded"
+    assert receiver.received[0].header("traceparent") == event.traceparent
     assert "out of order" in caplog.text
 
 
