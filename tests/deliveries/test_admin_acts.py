@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from deliveries import publish
 from deliveries.admin import acts
+from deliveries.admin.subscriptions import MAX_CHOSEN
 from deliveries.keeping import replay as replaying
 from deliveries.models import Delivery
 from subscriptions.models import AuditEntry, Subscription
@@ -89,7 +90,7 @@ def test_a_small_replay_is_counted_and_done_at_once(admin_client: Client) -> Non
 
 
 def test_a_large_replay_is_estimated_and_done_in_parts_while_the_page_is_open(
-    admin_client: Client,
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = make_subscription(name="billing")
     failed(one, 11)
@@ -101,6 +102,7 @@ def test_a_large_replay_is_estimated_and_done_in_parts_while_the_page_is_open(
     page = text(admin_client.post(url, {**sent, "topic": "test.a", "count": "1"}))
     assert "looked at, and those of the topic are sent again" in page
     assert statuses(one) == {"failed": 11}
+    monkeypatch.setattr(acts, "_count", pytest.fail)  # not once more with each part
     pages, messages = replayed(admin_client, url, sent)
     assert [page.partition("So far, ")[2][:12] for page in pages] == [
         "4 deliveries",
@@ -110,6 +112,23 @@ def test_a_large_replay_is_estimated_and_done_in_parts_while_the_page_is_open(
     assert statuses(one) == {"pending": 11}
     [entry] = AuditEntry.objects.filter(action="replayed")
     assert (entry.detail["count"], entry.via) == (11, "admin")
+
+
+def test_as_many_as_can_be_chosen_can_be_confirmed(admin_client: Client) -> None:
+    Subscription.objects.bulk_create(
+        Subscription(name=str(n), url="https://example.com/", topic_patterns=["a"])
+        for n in range(MAX_CHOSEN)
+    )
+    all_of_them = {"action": "pause", "_selected_action": ["x"], "select_across": "1"}
+    asks = admin_client.post(LIST, all_of_them)
+    sent = {
+        "action": "pause",
+        "_selected_action": [str(one.pk) for one in asks.context["chosen"]],
+        "confirmed": "1",
+        "csrfmiddlewaretoken": "x",
+    }
+    assert admin_client.post(LIST, sent).status_code == 302
+    assert not Subscription.objects.filter(enabled=True).exists()
 
 
 def test_a_replay_of_several_goes_on_with_the_next_and_holds_what_cannot_go(
