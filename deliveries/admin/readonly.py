@@ -125,6 +125,7 @@ class ReadOnlyAdmin(CarefulAdmin):
     list_filter: ClassVar[tuple[type[admin.SimpleListFilter], ...]] = ()
     list_filter_submit = True
     list_before_template = "admin/deliveries/list_notes.html"
+    change_list_template = "admin/deliveries/change_list.html"
     list_per_page = 50
     page_template: str
     show_facets = admin.ShowFacets.NEVER

@@ -273,7 +273,10 @@ def test_a_page_that_stopped_to_look_says_so_and_leads_on(
     url = DELIVERIES + "?status__exact=succeeded"
     found, _, older = links(admin_client, url)
     assert found == []
-    assert "Enough was looked at for one page; there may be more." in text(admin_client, url)
+    page = text(admin_client, url)
+    assert "Nothing yet: look further." in page
+    assert "Enough was looked at for one page; there may be more." in page
+    assert "No deliveries found." in text(admin_client, DELIVERIES + "?status__exact=held")
     assert links(admin_client, DELIVERIES + older)[0] == [deliveries[-1].pk]
 
 
