@@ -19,8 +19,10 @@ from deliveries.keeping.listing import BATCH, describe
 from deliveries.models import Attempt, Delivery
 from subscriptions.models import AuditEntry
 
-# How many ids back it looks for what was committed late, and how many seconds.
-LATE = 500
+# How many ids back it looks for what was committed late, and how many seconds. A transaction that
+# publishes many has thousands of ids, and others commit before it; to read as many takes some
+# milliseconds.
+LATE = 10_000
 LATE_SECONDS = 10
 # So many deliveries are watched, those last seen; at first, what is not finished among so many ids.
 MAX_WATCHED = 5_000

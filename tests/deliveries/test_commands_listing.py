@@ -87,7 +87,7 @@ def test_deliveries_are_filtered(three: list[Delivery]) -> None:
     assert found("--since", "2h") == [third.pk, second.pk]
     assert found("--answer", "5xx") == [second.pk]
     assert found("--answer", "none") == [first.pk]
-    assert run("deliveries", "--answer", "4xx") == "No delivery is so.\n"
+    assert run("deliveries", "--answer", "4xx") == "No delivery matches.\n"
 
 
 def test_a_list_goes_on_in_batches(three: list[Delivery], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +159,29 @@ def test_a_live_tail_says_what_is_published_and_attempted_once(
     said = json.loads(lines[1])
     assert (said["status_code"], said["number"], said["duration_ms"]) == (200, 1, 12)
     assert said["status"] == "succeeded"
+
+
+def test_a_live_tail_says_what_was_committed_after_thousands_of_later_ids(
+    three: list[Delivery], followed: Happens
+) -> None:
+    last = three[-1]
+
+    def commit(pk: int, status: str) -> None:
+        Delivery.objects.create(
+            pk=pk, event_id=last.event_id, subscription_id=last.subscription_id, status=status,
+            next_attempt_at=None, finished_at=timezone.now(), created_at=timezone.now(),
+        )  # fmt: skip
+
+    lines = followed(
+        ["--json"],
+        lambda: commit(last.pk + 9_000, "failed"),
+        lambda: commit(last.pk + 1, "succeeded"),
+        lambda: None,
+    )
+    said = [json.loads(line) for line in lines]
+    assert [(one["what"], one["status"]) for one in said] == [
+        ("published", "failed"), ("published", "succeeded"),
+    ]  # fmt: skip
 
 
 def test_a_live_tail_says_every_change_of_status(three: list[Delivery], followed: Happens) -> None:

@@ -107,7 +107,7 @@ class Command(OperatorCommand):
 
     def _list(self, found: list[Delivery]) -> None:
         if not found:
-            self.stdout.write("No delivery is so.")
+            self.stdout.write("No delivery matches.")
             return
         self.write_table(
             [
