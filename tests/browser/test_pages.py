@@ -85,7 +85,8 @@ def test_no_page_has_a_serious_fault(
             page.locator(".opblock").first.wait_for()
         # The rows of a list are alike, and axe-core takes its time for each.
         page.evaluate(
-            "[...document.querySelectorAll('#result_list tr')].slice(16).forEach(row => row.remove())"
+            "[...document.querySelectorAll('#result_list tr')].slice(16)"
+            ".forEach(row => row.remove())"
         )
         # All rules twice: what is the same in all four is found twice, or not at all.
         for size, scheme, rules in (
