@@ -25,6 +25,7 @@ from deliveries.keeping.backlog import (
     Backlog,
     Backoff,
     backlogs,
+    backlogs_up_to,
     backoff,
     being_discarded,
     fuse_blown_at,
@@ -54,6 +55,8 @@ from subscriptions.times import exact
 MAX_TESTS = 50
 # The page of an act names each one; Django refuses a form of more than 1,000 fields.
 MAX_CHOSEN = 950
+# What waits is counted up to here in the list, and on the page of one; an act counts it all.
+COUNTED, COUNTED_OF_ONE = 10_000, 100_000
 # Deliveries, and entries of the audit, on a subscription's page.
 LATEST = 8
 
@@ -72,7 +75,7 @@ class BacklogChangeList(IndexedChangeList):
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         page: list[Subscription] = list(self.result_list)
-        waiting = backlogs(subscription.pk for subscription in page)
+        waiting = backlogs_up_to(COUNTED, (subscription.pk for subscription in page))
         lanes = Lane.objects.in_bulk([subscription.pk for subscription in page])
         rates = hourly(subscription.pk for subscription in page)
         for subscription in page:
@@ -205,14 +208,15 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
 
     @admin.display(description="pending / held")
     def waiting(self, subscription: Subscription) -> SafeString:
-        return _waiting(subscription, subscription.backlog)  # type: ignore[attr-defined]
+        return _waiting(subscription, subscription.backlog, COUNTED)  # type: ignore[attr-defined]
 
     @admin.display(description="pending / held")
     def waiting_now(self, subscription: Subscription) -> SafeString:
         known = vars(subscription)
         if "backlog" not in known:
-            known["backlog"] = backlogs([subscription.pk]).get(subscription.pk, Backlog())
-        return _waiting(subscription, known["backlog"])
+            found = backlogs_up_to(COUNTED_OF_ONE, [subscription.pk])
+            known["backlog"] = found.get(subscription.pk, Backlog())
+        return _waiting(subscription, known["backlog"], COUNTED_OF_ONE)
 
     # What cannot be undone says how many deliveries it ends, and asks.
 
@@ -382,19 +386,21 @@ def _backoff(subscription: Subscription) -> Backoff | None:
     )
 
 
-def _waiting(subscription: Subscription, backlog: Backlog) -> SafeString:
-    counts = _count(subscription, "pending", backlog), _count(subscription, "held", backlog)
+def _waiting(subscription: Subscription, backlog: Backlog, at_most: int) -> SafeString:
+    counts = [_count(subscription, name, backlog, at_most) for name in ("pending", "held")]
     if left := being_discarded(_lane(subscription)):
         return format_html("<span>{} / {} (discarding {})</span>", *counts, f"{left:,}")
     return format_html("<span>{} / {}</span>", *counts)
 
 
-def _count(subscription: Subscription, status: str, backlog: Backlog) -> SafeString | str:
+def _count(
+    subscription: Subscription, status: str, backlog: Backlog, at_most: int
+) -> SafeString | str:
     count: int = getattr(backlog, status)
     if not count:
         return "0"
     return link(
-        f"{count:,}",
+        f"{count:,}{'+' if count == at_most else ''}",
         "deliveries_delivery_changelist",
         subscription=subscription.pk,
         status__exact=status,

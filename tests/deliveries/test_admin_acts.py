@@ -188,6 +188,22 @@ def test_a_replay_is_narrowed_by_topic_and_time_and_to_failures(admin_client: Cl
         assert f"{number} {'delivery is' if number == 1 else 'deliveries are'} sent again" in page
 
 
+def test_what_waits_is_counted_so_far_as_a_page_can_wait(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make_subscription()
+    for _ in range(3):
+        publish("test.a", {})
+    url = f"{LIST}{one.pk}/change/"
+    for page in (LIST, url):
+        assert ">3</a> / 0" in text(admin_client.get(page))
+    monkeypatch.setattr("deliveries.admin.subscriptions.COUNTED", 2)
+    monkeypatch.setattr("deliveries.admin.subscriptions.COUNTED_OF_ONE", 3)
+    assert ">2+</a> / 0" in text(admin_client.get(LIST))
+    assert ">3+</a> / 0" in text(admin_client.get(url))
+    assert "3 pending deliveries are held" in text(admin_client.get(f"{LIST}{one.pk}/pause/"))
+
+
 def test_the_page_of_one_needs_as_many_queries_however_much_there_is(admin_client: Client) -> None:
     one = make_subscription()
     url = f"{LIST}{one.pk}/change/"
