@@ -60,8 +60,11 @@ class WantedDeliveries:
     answered: int | None = None
     id: int | None = None
 
-    def search(self) -> Search[Delivery]:
+    def search(self, *, by_topic: bool | None = None) -> Search[Delivery]:
         """By the index that is likely to find the fewest rows.
+
+        `by_topic`: whether by the topic's events, where something else has an index, too; None: if
+        these are few, which may change between two pages.
 
         The newest come first, with these exceptions: of what is open see `ORDERS_OF_OPEN`; of what
         was answered badly, in whatever status, that which was answered last comes first.
@@ -72,8 +75,11 @@ class WantedDeliveries:
             rows = Delivery.objects.filter(event_id=self.event).annotate(place=_PLACE)
             return Search(rows, self._left("event"), ("-place",))
         indexed = self.subscription or self.tenant or self.status not in (None, "succeeded")
-        if self.topic is not None and (not indexed or self._is_rare()):
-            return self._by_topic()
+        if self.topic is not None:
+            if by_topic is None:
+                by_topic = not indexed or self._is_rare()
+            if by_topic or not indexed:
+                return self._by_topic()
         if self.status in ORDERS_OF_OPEN:
             return self._open()
         if indexed:

@@ -197,6 +197,27 @@ def test_a_page_looks_at_no_more_than_so_many_rows(
     assert len(listed(application, topic="test.one", limit=20)) == 30
 
 
+def test_pages_go_on_when_the_topic_gets_more_events_than_are_looked_at(
+    application: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_subscription(tenant="acme")
+    monkeypatch.setattr(keyset, "MAX_LOOKED_AT", 10)
+    drafts = [{"topic": "test.one", "payload": {}, "tenant": "acme"} for _ in range(10)]
+    publish_many(drafts)
+    expected = list(Delivery.objects.order_by("-id").values_list("id", flat=True))
+    query = f"{DELIVERIES}?topic=test.one&tenant=acme&limit=4"
+    page = application.call("GET", query).data
+    found = page["data"]
+    publish_many(drafts)
+    while page["next_cursor"]:
+        answer = application.call("GET", f"{query}&cursor={quote(page['next_cursor'])}")
+        assert answer.status_code == 200
+        page = answer.data
+        found += page["data"]
+    assert [one["id"] for one in found] == expected
+    assert application.call("GET", f"{query}&cursor=x").status_code == 422
+
+
 @pytest.mark.parametrize("path", ["events", "deliveries", "deliveries?status=pending"])
 def test_a_cursor_tells_nothing_of_a_strangers_rows(
     path: str, monkeypatch: pytest.MonkeyPatch
