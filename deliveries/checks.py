@@ -84,8 +84,8 @@ def check_what_runs(**_: Any) -> Sequence[CheckMessage]:
     found += [
         Warning(
             f"No worker serves the queue {queue!r}: {without}.",
-            hint=f"Start one: `celery -A webhooks_project worker --pool threads -Q {queue}`, or "
-            "all by `manage.py up`.",
+            hint="Start one: `celery -A webhooks_project worker --pool threads --concurrency 128 "
+            f"-Q {queue}`, or all by `manage.py up`.",
             id="webhooks.W113",
         )
         for queue, without in QUEUES.items()

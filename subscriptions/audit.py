@@ -205,7 +205,11 @@ def story(detail: Mapping[str, Any]) -> str:
     if fields := detail.get("fields"):
         parts += [f"{name}: {_change(change)}" for name, change in fields.items()]
     if (failures := detail.get("failures")) is not None:
-        parts.append(f"{failures} of {detail['threshold']} failures in a row")
+        parts.append(
+            "one 410 is enough"
+            if detail.get("status_code") == 410 and failures < detail["threshold"]
+            else f"{failures} of {detail['threshold']} failures in a row"
+        )
     if "tripping" in detail:
         parts.append(
             f"{detail['tripping']} of {detail['active']} could not be reached within "
@@ -215,7 +219,7 @@ def story(detail: Mapping[str, Any]) -> str:
         parts.append(f"{count:,} {'delivery' if count == 1 else 'deliveries'}")
     for name, text in (
         ("status", "with the status {}"),
-        ("topic", "of {}"),
+        ("topic", "topic {}"),
         ("since", "since {}"),
         ("until", "until {}"),
         ("first_expires_at", "the first expires at {}"),

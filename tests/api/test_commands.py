@@ -9,7 +9,7 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from api import keys
-from api.models import ApiKey
+from api.models import SCOPES, ApiKey
 from tests.commands import refusal, run, run_json
 
 pytestmark = pytest.mark.django_db
@@ -24,6 +24,14 @@ def test_a_key_is_shown_by_the_command_that_makes_it_and_by_no_other() -> None:
     listed = run("api_keys") + run("api_keys", "--json")
     assert text not in listed
     assert ApiKey.objects.get().prefix in listed
+
+
+def test_all_scopes_of_a_key_are_listed_within_the_width() -> None:
+    scopes = (part for scope in SCOPES for part in ("--scope", scope))
+    run("create_api_key", "s" * 60, "--all-tenants", *scopes)
+    listed = run("api_keys")
+    assert all(scope in listed for scope in SCOPES)
+    assert max(map(len, listed.splitlines())) <= 80
 
 
 def test_a_key_is_made_with_scopes_an_end_and_all_tenants() -> None:

@@ -279,3 +279,9 @@ def test_commands_act_as_the_user_of_the_system(monkeypatch: pytest.MonkeyPatch)
     subscription = make_subscription()
     run("pause", subscription.name)
     assert last(subscription).who == "alice as root (Command)"
+
+
+def test_a_trip_by_a_single_410_is_not_told_as_too_few_failures() -> None:
+    detail = {"failures": 1, "threshold": 5, "status_code": 410, "error": "410 gone"}
+    assert audit.story(detail) == "one 410 is enough; 410 gone"
+    assert audit.story(detail | {"status_code": 500}).startswith("1 of 5 failures in a row")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from django.core.management.base import CommandParser
 
 from api.models import ApiKey
 from subscriptions.management.base import OperatorCommand, add_json_flag, when
+from subscriptions.management.tables import Column, Row
 
 
 class Command(OperatorCommand):
@@ -26,16 +28,24 @@ class Command(OperatorCommand):
         if not keys:
             self.stdout.write("No key. `manage.py create_api_key` makes one.")
             return
-        self.stdout.write(_row("KEY", "STATE", "LAST USED", "TENANT", "NAME"))
-        for key in keys:
-            used = when(key.last_used_at)
-            self.stdout.write(_row(key.prefix, key.state, used[:16], key.bound_to, key.name))
-            expires = f"; expires {when(key.expires_at)}" if key.expires_at else ""
-            self.stdout.write(f"          {' '.join(key.scopes)}{expires}")
+        self.write_table(
+            [
+                *(Column("KEY"), Column("STATE"), Column("LAST USED")),
+                *(Column("TENANT", shrinks=True), Column("NAME", shrinks=True)),
+            ],
+            [
+                Row(
+                    (key.prefix, key.state, when(key.last_used_at)[:16], key.bound_to, key.name),
+                    textwrap.wrap(_may(key), self.width - 2),
+                )
+                for key in keys
+            ],
+        )
 
 
-def _row(prefix: str, state: str, used: str, tenant: str, name: str) -> str:
-    return f"{prefix:<9} {state:<8} {used:<17} {tenant:<15} {name}"
+def _may(key: ApiKey) -> str:
+    expires = f"; expires {when(key.expires_at)}" if key.expires_at else ""
+    return f"{' '.join(key.scopes)}{expires}"
 
 
 def _as_json(key: ApiKey) -> dict[str, Any]:
