@@ -30,7 +30,8 @@ def in_use(local: Path) -> bool:
 
 def main() -> None:
     local = Path(os.environ.get("WEBHOOKS_LOCAL_DIR") or CHECKOUT / ".local")
-    if any(in_use(one) for one in (local, local / "demo", local / "test", local / "faults")):
+    others = ("demo", "test", "browser", "screenshots", "faults")
+    if any(in_use(one) for one in (local, *(local / name for name in others))):
         sys.exit(f"{local} is in use: end what runs here (make up, make demo, make test) first.")
     for place in (local, *(CHECKOUT / name for name in MADE)):
         if place.exists():

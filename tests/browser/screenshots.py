@@ -80,6 +80,8 @@ def take(url: str, operator: object, pages: dict[str, str], only: str, to: Path)
                 page = pair[name != "login"]
                 page.set_viewport_size({"width": width, "height": height})
                 page.goto(path, wait_until="networkidle")
+                if name == "api-docs":
+                    page.locator(".opblock").first.wait_for()
                 if width == 1280 and name in README and not only:
                     file, high = README[name]
                     page.set_viewport_size({"width": width, "height": high})
