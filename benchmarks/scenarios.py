@@ -97,8 +97,8 @@ def backlog(
 
 
 def observed(place: Place, deliveries: int, rounds: int, subscriptions: int = 20) -> Measured:
-    """Backlogs that are drained, by turns, by a worker that counts, rolls up, logs and traces
-    nothing, and by one as it is: the processor time of each."""
+    """Backlogs that are drained, by turns, by a worker that counts, rolls up and logs nothing,
+    and by one as it is: the processor time of each."""
     with trial(place) as bench:
         receiver, publisher = subscribed(bench, subscriptions, SHARED)
         phases: dict[bool, list[Measured]] = {False: [], True: []}

@@ -1,4 +1,4 @@
-"""Runs a worker that counts, rolls up, logs and traces no attempt: what that costs is the rest.
+"""Runs a worker that counts, rolls up and logs no attempt: what that costs is the rest.
 
     python unobserved.py -m MODULE, and its arguments
 
@@ -16,7 +16,6 @@ from marking import run_program
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
 def look_away(**_: Any) -> None:
-    from deliveries import tracing
     from deliveries.monitoring.counts import Counts
     from deliveries.sending import sender
     from deliveries.sending.counting import Counting
@@ -27,7 +26,6 @@ def look_away(**_: Any) -> None:
         (Counts, "add_results"),
         (Counting, "share"),
         (sender, "log_attempts"),
-        (tracing, "record_attempts"),
     ):
         if not hasattr(owner, name):
             raise AttributeError(f"{owner} has no {name} any more: say here what observes now")

@@ -153,7 +153,7 @@ class Stage(Generic[Item]):
             wait = 0.0 if ended or self._pace is None else self._pace.wait(time.monotonic())
             if wait > 0:
                 self._hurry.wait(wait)
-            # An item that was in a hurry is in this batch.
+            # What made it hurry has been handed over.
             self._hurry.clear()
             self._gather(batch, wait=not ended)
             if self._pace is not None and batch:

@@ -74,7 +74,7 @@ def test_a_worker_with_an_sdk_records_each_attempt_and_sends_its_id(
         eventually(all_arrived, "both arriving")
         # A process that ends has exported its spans.
         os.killpg(worker.pid, signal.SIGTERM)
-        worker.wait(20)
+        worker.wait(60)
         arrived = headers(receiver, "test.one")
     spans = [json.loads(line) for line in written.read_text().splitlines()]
     assert [span["name"] for span in spans] == ["deliver", "deliver"]
