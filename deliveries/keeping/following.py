@@ -55,7 +55,8 @@ class Follower:
     the audit says of subscriptions, unless the deliveries of one event, topic, status or answer are
     wanted.
 
-    A look that an error of the database ends loses nothing: the next one returns it.
+    A look that an error of the database ends loses nothing, and the next one returns it, once; also
+    if that is much later.
     """
 
     def __init__(self, wanted: WantedDeliveries) -> None:
@@ -68,6 +69,7 @@ class Follower:
         self._found: list[Change] = []
         self._published, self._attempts = _Place(Delivery), _Place(Attempt)
         self._entries = _Place(AuditEntry)
+        self._looked_at = timezone.now()
         self._discarded = self._discarded_lately()
         newest = Delivery.objects.filter(
             self._of, status__in=_OPEN, pk__gt=self._published.last - WATCHED_IDS
@@ -131,16 +133,19 @@ class Follower:
                     self._discarded[one.pk] = one.finished_at
 
     def _look_for_discarded(self) -> None:
+        now = timezone.now()
         lately = self._discarded_lately()
         fresh = [pk for pk, at in lately.items() if self._discarded.get(pk) != at]
         for ids in _batches(fresh):
             self._add(Change(lately[one.pk], "discarded", one) for one in self._read(ids))
             for pk in ids:
                 self._watch(pk, Delivery.Status.DISCARDED)
-        self._discarded = lately
+                self._discarded[pk] = lately[pk]
+        self._discarded, self._looked_at = lately, now
 
     def _discarded_lately(self) -> dict[int, datetime]:
-        since = timezone.now() - timedelta(seconds=LATE_SECONDS)
+        """Since the last time that this was looked at to the end, and a little before it."""
+        since = self._looked_at - timedelta(seconds=LATE_SECONDS)
         rows = Delivery.objects.filter(self._of, finished_at__gte=since, status="discarded")
         return {pk: at for pk, at in rows.values_list("pk", "finished_at") if at is not None}
 

@@ -56,13 +56,17 @@ class Search(Generic[Row]):
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Row]):
     """`first` and `last`: the places between which these rows are. None for `first`: nothing comes
-    before them; for `last`: nothing comes after. `stopped`: rows are missing here, because as many
-    as `MAX_LOOKED_AT` were looked at; the next page goes on with the rest."""
+    before them; for `last`: nothing comes after. `gave_up_after`: so many rows were looked
+    at, and there are more to look at, with which the next page goes on; 0 if none are missing."""
 
     rows: list[Row]
     first: Place | None = None
     last: Place | None = None
-    stopped: bool = False
+    gave_up_after: int = 0
+
+    @property
+    def stopped(self) -> bool:
+        return self.gave_up_after > 0
 
 
 def page(
@@ -75,18 +79,18 @@ def page(
     neither.
     """
     by = _opposite(search.by) if backwards else search.by
-    rows, end, stopped = _following(search, by, place, limit)
+    rows, end, gave_up_after = _following(search, by, place, limit)
     if backwards:
         rows.reverse()
-        return Page(rows, end, _place(rows[-1], by) if rows else _turned(place), stopped)
+        return Page(rows, end, _place(rows[-1], by) if rows else _turned(place), gave_up_after)
     start = None if place is None else _place(rows[0], by) if rows else _turned(place)
-    return Page(rows, start, end, stopped)
+    return Page(rows, start, end, gave_up_after)
 
 
 def _following(
     search: Search[Row], by: tuple[str, ...], place: Place | None, limit: int
-) -> tuple[list[Row], Place | None, bool]:
-    """The rows; the place from which more can be found, if any; whether it gave up."""
+) -> tuple[list[Row], Place | None, int]:
+    """The rows; the place from which more can be found, if any; after how many rows it gave up."""
     ordered = search.rows.order_by(*by)
     following = ordered
     if place is not None:
@@ -104,15 +108,15 @@ def _following(
             return _cut(found, by, limit)
         looked_at += some
         if looked_at >= MAX_LOOKED_AT or monotonic() - began > MAX_SECONDS:
-            return found, Place(last), True
+            return found, Place(last), looked_at
         following = ordered.filter(_after(by, last))
         some *= 2
 
 
-def _cut(rows: list[Row], by: tuple[str, ...], limit: int) -> tuple[list[Row], Place | None, bool]:
+def _cut(rows: list[Row], by: tuple[str, ...], limit: int) -> tuple[list[Row], Place | None, int]:
     more = len(rows) > limit
     del rows[limit:]
-    return rows, _place(rows[-1], by) if more else None, False
+    return rows, _place(rows[-1], by) if more else None, 0
 
 
 def names(by: Sequence[str]) -> list[str]:

@@ -23,7 +23,7 @@ from django.utils import timezone
 
 from deliveries import publish
 from deliveries.holding import hold
-from deliveries.keeping import following, listing
+from deliveries.keeping import following, keyset, listing
 from deliveries.keeping.discard import discard
 from deliveries.keeping.replay import replay
 from deliveries.management.commands import deliveries as command
@@ -93,6 +93,21 @@ def test_deliveries_are_filtered(three: list[Delivery]) -> None:
 def test_a_list_goes_on_in_batches(three: list[Delivery], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "BATCH", 1)
     assert [one["topic"] for one in listed("--topic", "x.a", "--limit", "2")] == ["x.a", "x.a"]
+
+
+def test_a_list_goes_on_on_a_slow_disk_and_says_when_it_gives_up(
+    three: list[Delivery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keyset, "MAX_SECONDS", -1)
+    monkeypatch.setattr(keyset, "MAX_LOOKED_AT", 1)
+    for _ in range(12):
+        publish("x.b", {})
+    attempted(three[1], 1, 503)
+    words, errors = ["--subscription", "b", "--answer", "5xx"], StringIO()
+    assert [one["id"] for one in listed(*words)] == [three[1].pk]
+    monkeypatch.setattr(listing, "MAX_LOOKED_AT", 5)
+    call_command("deliveries", *words, stdout=StringIO(), stderr=errors)
+    assert "rows were looked at, and there may be more." in errors.getvalue()
 
 
 def test_the_list_fits_a_terminal_and_is_coloured(three: list[Delivery]) -> None:
@@ -220,6 +235,34 @@ def test_a_live_tail_says_what_is_discarded_however_old_it_is(
     assert whats(followed(["--topic", "x.a", "--json"], lambda: discard([three[0].pk]))) == [
         ("discarded", "a")
     ]
+
+
+def test_a_live_tail_says_what_was_discarded_while_it_could_not_look(
+    three: list[Delivery], followed: Happens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For an hour; and the second batch of it can not be read at first."""
+    monkeypatch.setattr(following, "LATE_SECONDS", 600)
+    monkeypatch.setattr(following, "WATCHED_IDS", 0)
+    monkeypatch.setattr(following, "BATCH", 1)
+    monkeypatch.setattr(command.connection, "close", lambda: None)
+    monkeypatch.setattr(command.Command, "_warn", lambda *_: None)
+    read, fails = following.Follower._read, iter([False, True])
+
+    def read_or_fail(self: following.Follower, ids: Any) -> list[Delivery]:
+        if next(fails, False):
+            raise OperationalError("server closed the connection")
+        return read(self, ids)
+
+    monkeypatch.setattr(following.Follower, "_read", read_or_fail)
+
+    def discard_and_wait() -> None:
+        discard([one.pk for one in three[:2]])
+        later = timezone.now() + timedelta(hours=1)
+        monkeypatch.setattr(following.timezone, "now", lambda: later)
+
+    lines = followed(["--tenant", "", "--json"], discard_and_wait, lambda: None, lambda: None)
+    told = [one["id"] for one in map(json.loads, lines) if "id" in one]
+    assert sorted(told) == [one.pk for one in three[:2]]
 
 
 def test_a_live_tail_keeps_to_the_status_that_is_asked_for(

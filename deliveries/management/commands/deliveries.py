@@ -14,7 +14,7 @@ from rich.text import Text
 
 from deliveries.keeping.finding import ANSWERS, WantedDeliveries
 from deliveries.keeping.following import Change, Follower
-from deliveries.keeping.listing import newest
+from deliveries.keeping.listing import MAX_LOOKED_AT, newest
 from deliveries.models import Delivery
 from subscriptions.management.base import (
     OperatorCommand,
@@ -100,10 +100,16 @@ class Command(OperatorCommand):
             except KeyboardInterrupt:
                 return
         elif options["json"]:
-            for delivery in newest(wanted, options["limit"]):
+            for delivery in newest(wanted, options["limit"], self._gave_up):
                 self.write_json_line(_as_json(delivery))
         else:
-            self._list(list(newest(wanted, options["limit"])))
+            self._list(list(newest(wanted, options["limit"], self._gave_up)))
+
+    def _gave_up(self) -> None:
+        self._warn(
+            f"{MAX_LOOKED_AT:,} rows were looked at, and there may be more. --subscription, "
+            "--tenant or --event looks at fewer; the admin's list goes on."
+        )
 
     def _list(self, found: list[Delivery]) -> None:
         if not found:
