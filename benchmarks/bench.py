@@ -116,7 +116,7 @@ class Run:
         self._add(isolation.skewed(self._place, self._sizes.steady_seconds, rounds=3))
 
     def _tenants(self) -> None:
-        self._add(isolation.tenants(self._place, self._sizes.steady_seconds, rounds=4))
+        self._add(*isolation.tenants(self._place, self._sizes.steady_seconds, rounds=4))
 
     def _slow(self) -> None:
         events = self._sizes.live_events // 5

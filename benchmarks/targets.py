@@ -147,6 +147,7 @@ def _comparisons(results: Results) -> Iterator[Target]:
         ("observed", "cpu", "CPU of a delivery", None, 1.05),
         ("skewed", "others_p99", "p99 of the others", None, 1.3),
         ("tenants", "quiet_p99", "p99 of the other tenant", None, 1.3),
+        ("tenants, steady", "quiet_p99", "p99 of the other tenant", None, 1.3),
         ("slow", "rate", "rate of the healthy", 0.9, None),
         ("slow", "healthy_p99", "p99 of the healthy", None, 1.3),
     ):
