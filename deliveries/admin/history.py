@@ -6,7 +6,7 @@ joins: related rows of a page are fetched by their ids, and may be gone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -94,7 +94,18 @@ class DeliveryAdmin(ReadOnlyAdmin):
     actions = ("resend", "discard")
     page_template = "admin/deliveries/delivery.html"
 
-    def search(self, values: Mapping[str, str], term: str) -> tuple[Search[Any], list[str]]:
+    def searches(
+        self, values: Mapping[str, str], term: str
+    ) -> Iterator[tuple[Search[Any], list[str]]]:
+        yield from super().searches(values, term)
+        if "topic" in values:
+            # The topic may have more events, or fewer, than at the page before.
+            yield self.search(values, term, by_topic=True)
+            yield self.search(values, term, by_topic=False)
+
+    def search(
+        self, values: Mapping[str, str], term: str, *, by_topic: bool | None = None
+    ) -> tuple[Search[Any], list[str]]:
         status = values.get("status__exact")
         if status is not None and status not in Delivery.Status.values:
             raise NothingFound
@@ -110,7 +121,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
             until=moment(values, "until"),
             answered=answer(values),
             id=key,
-        ).search()
+        ).search(by_topic=by_topic)
         notes = [_NOTES[search.by]] if search.by in _NOTES else []
         if subscription is not None:
             notes.insert(0, f"To {_name(subscription)}.")
@@ -324,8 +335,8 @@ class AttemptAdmin(ReadOnlyAdmin):
     def search(self, values: Mapping[str, str], term: str) -> tuple[Search[Any], list[str]]:
         key, event = _ids(term, None)
         if "delivery" in values:
-            key = number(values["delivery"])
-            if key is None:
+            found, key = key, number(values["delivery"])
+            if key is None or found not in (None, key):
                 raise NothingFound
         search = WantedAttempts(
             delivery=key,

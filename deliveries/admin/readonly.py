@@ -6,7 +6,7 @@ a place in its order. Nothing is counted, and no column's values are listed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
@@ -59,6 +59,8 @@ class KeysetChangeList(ChangeList):
     """A page of the search that the filters make."""
 
     search: Search[Any]
+    # The others for the same.
+    searches: Iterator[tuple[Search[Any], list[str]]]
     model_admin: ReadOnlyAdmin
     notes: Iterable[str] = ()
     # Nothing is counted.
@@ -82,7 +84,8 @@ class KeysetChangeList(ChangeList):
         self.has_active_filters = bool(values)
         self.clear_all_filters_qs = "?"
         try:
-            self.search, self.notes = self.model_admin.search(values, self.query.strip())
+            self.searches = self.model_admin.searches(values, self.query.strip())
+            self.search, self.notes = next(self.searches)
         except NothingFound as error:
             if str(error) and request.method == "GET":
                 messages.error(request, str(error))
@@ -97,10 +100,7 @@ class KeysetChangeList(ChangeList):
         text, backwards = request.GET.get(BEFORE), False
         if text is None and AFTER in request.GET:
             text, backwards = request.GET[AFTER], True
-        try:
-            place = None if text is None else keyset.read_place(text, self.search)
-        except BadPlace as error:
-            raise IncorrectLookupParameters from error
+        place = None if text is None else self._read_place(text)
         page = keyset.page(self.search, place, limit=self.list_per_page, backwards=backwards)
         if backwards and page.first is None:
             # The newest of all: a whole page of them.
@@ -113,6 +113,17 @@ class KeysetChangeList(ChangeList):
             "" if page.last is None else self._link(BEFORE, page.last),
             page.stopped,
         )
+
+    def _read_place(self, text: str) -> keyset.Place:
+        """In the order of the first search that has it."""
+        while True:
+            try:
+                return keyset.read_place(text, self.search)
+            except BadPlace as error:
+                found = next(self.searches, None)
+                if found is None:
+                    raise IncorrectLookupParameters from error
+                self.search, self.notes = found
 
     def _link(self, name: str, place: keyset.Place) -> str:
         return self.get_query_string({name: keyset.written(place)})
@@ -137,6 +148,12 @@ class ReadOnlyAdmin(CarefulAdmin):
     def search(self, values: Mapping[str, str], term: str) -> tuple[Search[Any], list[str]]:
         """What these values of filters ask for, and what is to be said of it. `NothingFound`."""
         raise NotImplementedError
+
+    def searches(
+        self, values: Mapping[str, str], term: str
+    ) -> Iterator[tuple[Search[Any], list[str]]]:
+        """That one, and all others by which the page before may have been found."""
+        yield self.search(values, term)
 
     def details(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         """What the page of one row shows."""

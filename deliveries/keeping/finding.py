@@ -184,10 +184,11 @@ class WantedAttempts:
         if self.delivery is None and self.event is None:
             return Search(_made(rows, "started_at", self.since, self.until), chosen)
         rows = _between(rows, "started_at", self.since, self.until)
+        if self.event is not None:
+            rows = rows.filter(delivery__event_id=self.event)
         if self.delivery is not None:
             return Search(rows.filter(delivery_id=self.delivery), chosen, ("-number",))
-        rows = rows.filter(delivery__event_id=self.event).annotate(place=_PLACE)
-        return Search(rows, chosen, ("-place",))
+        return Search(rows.annotate(place=_PLACE), chosen, ("-place",))
 
 
 @dataclass(frozen=True, slots=True)

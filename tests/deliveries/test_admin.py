@@ -169,6 +169,9 @@ def test_lists_are_narrowed_by_status_subscription_event_and_delivery(
     unanswered = attempted(deliveries[0].pk, outcome="timeout", status_code=None)
     assert listed(admin_client, ATTEMPTS, delivery=theirs.pk) == [attempt]
     assert listed(admin_client, ATTEMPTS, delivery="nonsense") == []
+    for term in (theirs.event_id, theirs.pk):
+        assert listed(admin_client, ATTEMPTS, delivery=theirs.pk, q=term) == [attempt]
+        assert listed(admin_client, ATTEMPTS, delivery=deliveries[0].pk, q=term) == []
     assert listed(admin_client, ATTEMPTS, answer="5xx") == [attempt]
     assert listed(admin_client, ATTEMPTS, answer="none") == [unanswered]
     for answer in ("2xx", "4xx", "6xx"):
@@ -257,6 +260,29 @@ def test_pages_lead_to_older_rows_and_back(
     assert links(admin_client, DELIVERIES + newer) == (first, "", links(admin_client, DELIVERIES,
                                                                         **query)[2])  # fmt: skip
     assert "COUNT(" not in "".join(statements(admin_client, DELIVERIES + older))
+
+
+def test_pages_go_on_when_the_topic_gets_more_events_than_are_looked_at(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.DeliveryAdmin, "list_per_page", 4)
+    monkeypatch.setattr(keyset, "MAX_LOOKED_AT", 10)
+    make_subscription(tenant="acme")
+
+    def publish_some() -> None:
+        for _ in range(10):
+            publish("test.one", {}, tenant="acme")
+
+    publish_some()
+    expected = list(Delivery.objects.order_by("-pk").values_list("pk", flat=True))
+    found, _, older = links(admin_client, DELIVERIES, topic="test.one", tenant="acme")
+    publish_some()
+    while older:
+        page, _, older = links(admin_client, DELIVERIES + older)
+        found += page
+    assert found == expected
+    broken = {"topic": "test.one", "tenant": "acme", "before": "nonsense"}
+    assert admin_client.get(DELIVERIES, broken).url == f"{DELIVERIES}?e=1"
 
 
 def statements(client: Client, url: str) -> list[str]:
