@@ -1,11 +1,13 @@
 """How the log is written: by structlog, for lines of ours, of Django and of Celery alike.
 
 As JSON, an object on a line, or to be read on a terminal. No traceback shows the values of
-variables: secrets are among them.
+variables: secrets are among them. What Django refused (a status below 500) has none: it is no fault
+of ours.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -54,7 +56,7 @@ class JsonLines(structlog.stdlib.ProcessorFormatter):
         if isinstance(record.msg, Attempts):
             at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
             return record.msg.json_lines(record.levelname.lower(), at)
-        return super().format(record)
+        return super().format(_without_needless_traceback(record))
 
 
 class ConsoleLines(structlog.stdlib.ProcessorFormatter):
@@ -77,7 +79,18 @@ class ConsoleLines(structlog.stdlib.ProcessorFormatter):
                 str(self._renderer(None, "", head | _worth_reading(fields)))
                 for fields in record.msg
             )
-        return super().format(record)
+        return super().format(_without_needless_traceback(record))
+
+
+def _without_needless_traceback(record: logging.LogRecord) -> logging.LogRecord:
+    """Where PermissionDenied or DisallowedHost was raised says nothing about our code."""
+    status = getattr(record, "status_code", None)
+    if not record.exc_info or not isinstance(status, int) or status >= 500:
+        return record
+    # Other handlers get the record as it was.
+    told = copy.copy(record)
+    told.exc_info = told.exc_text = None
+    return told
 
 
 def _worth_reading(fields: dict[str, Any]) -> dict[str, Any]:
