@@ -27,7 +27,7 @@ from psycopg_pool import PoolTimeout
 from rich.text import Text
 
 from subscriptions import audit
-from subscriptions.management.tables import WIDTH, Column, Row, table, text_line
+from subscriptions.management.tables import UNCUT, WIDTH, Column, Row, table, text_line
 from subscriptions.models import Subscription, find_subscription
 from subscriptions.secrets.signing_secrets import InvalidSecret, parse
 from subscriptions.tenants import InvalidTenant, validate_tenant
@@ -95,7 +95,7 @@ class OperatorCommand(BaseCommand):
             raise CommandError(str(error)) from error
 
     def write_table(self, columns: Sequence[Column], rows: Iterable[Row]) -> None:
-        """On a terminal as wide as that is, and coloured; else plain."""
+        """On a terminal as wide as that is, and coloured; else plain and uncut."""
         self.stdout.write(table(columns, rows, width=self.width, colours=self.colours))
 
     def write_line(self, text: str | Text, *, indent: int = 0) -> None:
@@ -104,12 +104,13 @@ class OperatorCommand(BaseCommand):
 
     @property
     def width(self) -> int:
-        """Characters in a line of the output: COLUMNS, or the terminal's, or 80."""
+        """Characters in a line of the output: COLUMNS, or the terminal's, or `UNCUT`."""
         if (columns := os.environ.get("COLUMNS", "")).isdigit() and int(columns):
             return int(columns)
+        if not self.stdout.isatty():
+            return UNCUT
         # A terminal that does not know its size says 0.
-        known = os.get_terminal_size(self.stdout.fileno()).columns if self.stdout.isatty() else 0
-        return known or WIDTH
+        return os.get_terminal_size(self.stdout.fileno()).columns or WIDTH
 
     @property
     def colours(self) -> bool:

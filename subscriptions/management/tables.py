@@ -1,7 +1,8 @@
 """Tables in a terminal, by rich: coloured there, and plain where they are piped.
 
-Every row is one line that fits the width: what is too long ends with `…`. What tenants and
-receivers wrote is text, whatever it holds: no markup of rich, no escape sequence, no line break.
+Every row is one line. On a terminal it fits the width, and what is too long ends with `…`; piped,
+nothing is cut. What tenants and receivers wrote is text, whatever it holds: no markup of rich, no
+escape sequence, no line break.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# Of a table that is not on a terminal.
+# Of a terminal that does not know its size.
 WIDTH = 80
+# Of what is piped: wider than any line, so that `grep` finds all of it.
+UNCUT = 1_000_000
 
 
 class Column(NamedTuple):

@@ -97,7 +97,9 @@ def test_a_wrong_event_is_refused_with_the_reason(topic: str, data: str, reason:
 # subscriptions
 
 
-def test_tripped_subscriptions_are_listed_first_with_their_error() -> None:
+def test_tripped_subscriptions_are_listed_first_with_their_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     make_subscription(name="a", topic_patterns=["x"])
     paused = make_subscription(name="b", topic_patterns=["x"])
     tripped = make_subscription(name="c", topic_patterns=["x"])
@@ -111,11 +113,12 @@ def test_tripped_subscriptions_are_listed_first_with_their_error() -> None:
     assert tripped.auto_disabled_at is not None
     assert first.split() == ["TRIPPED", "c", urlsplit(tripped.url).netloc, "0", "3", "never"]
     since = f"{tripped.auto_disabled_at:%Y-%m-%d %H:%M:%S}"
-    assert error.startswith(f"  since {since} (just now): 503 Service Unavailable")
+    assert error == f"  since {since} (just now): 503 Service Unavailable: {'x' * 200}"
     assert [(*line.split()[:2], *line.split()[3:]) for line in others] == [
         ("PAUSED", "b", "0", "0", "never"),
         ("ACTIVE", "a", "3", "0", "never"),
     ]
+    monkeypatch.setenv("COLUMNS", "80")
     assert all(len(line) <= 80 for line in run("subscriptions").splitlines())
 
 

@@ -278,7 +278,10 @@ def test_a_live_tail_keeps_to_the_status_that_is_asked_for(
     assert whats(lines) == [("held", "a")]
 
 
-def test_a_live_tail_fits_a_terminal(three: list[Delivery], followed: Happens) -> None:
+def test_a_live_tail_fits_a_terminal(
+    three: list[Delivery], followed: Happens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     one = three[0]
     lines = followed(
         ["--subscription", "a"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from datetime import timedelta
+from itertools import zip_longest
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -19,6 +21,7 @@ from subscriptions.management.base import (
     when,
     whole_number,
 )
+from subscriptions.management.tables import WIDTH
 
 
 class Command(OperatorCommand):
@@ -82,7 +85,10 @@ class Command(OperatorCommand):
             )
             return
         self.stdout.write(f"Made the key {key.prefix} for {key.name!r}.")
-        self.stdout.write(f"  scopes   {'  '.join(key.scopes)}")
+        for label, line in zip_longest(
+            ["scopes"], textwrap.wrap("  ".join(key.scopes), WIDTH - 11), fillvalue=""
+        ):
+            self.stdout.write(f"  {label:9}{line}")
         self.stdout.write(f"  tenant   {key.bound_to}")
         self.stdout.write(f"  expires  {when(key.expires_at)}")
         self.stdout.write(f"  key      {text}")
