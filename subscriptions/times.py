@@ -1,4 +1,4 @@
-"""How times are written for people: the same on every page and in every table."""
+"""How times and shares are written for people: the same on every page and in every table."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from datetime import datetime, timedelta, tzinfo
 from django.utils import timezone
 
 
-def exact(moment: datetime) -> str:
-    """`2026-04-24 16:24:05`, in the server's time zone."""
-    return f"{timezone.localtime(moment):%Y-%m-%d %H:%M:%S}"
+def exact(moment: datetime, unlike: datetime | None = None) -> str:
+    """`2026-04-24 16:24:05`, in the server's time zone; with milliseconds (`16:24:05.123`) if
+    `unlike` is in the same second."""
+    whole = f"{timezone.localtime(moment):%Y-%m-%d %H:%M:%S}"
+    if unlike is not None and exact(unlike) == whole:
+        return f"{whole}.{moment.microsecond // 1000:03}"
+    return whole
 
 
 def age(moment: datetime) -> str:
@@ -27,6 +31,15 @@ def span(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds // length:.0f} {unit}"
     return f"{seconds // 1:.0f} s"
+
+
+def percent(part: int, whole: int) -> str:
+    """`99.33 %`, rounded down; 100 % is all of them, 0 % none. A dash if there are none at all."""
+    if not whole:
+        return "–"
+    if part in (0, whole):
+        return "100\u00a0%" if part else "0\u00a0%"
+    return f"{max(1, 10_000 * part // whole) / 100:.2f}\u00a0%"
 
 
 _AGO = re.compile(r"([0-9]{1,9})([smhd])")

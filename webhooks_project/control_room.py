@@ -76,7 +76,7 @@ CONTROL_ROOM: dict[str, Any] = {
                         "active": _is_about_events,
                     },
                     {
-                        "title": "Whom would it reach?",
+                        "title": "Whom would a topic reach?",
                         "icon": "alt_route",
                         "link": reverse_lazy("admin:deliveries_event_reach"),
                         "permission": _may_view("subscriptions.subscription"),

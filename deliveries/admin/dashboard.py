@@ -35,7 +35,7 @@ from deliveries.monitoring.workers import Worker, seen
 from deliveries.waking.queues import DELIVER, MAINTENANCE, RECOVER
 from subscriptions.admin.display import ago, link, page_of, short, state_chip
 from subscriptions.models import AuditEntry, Subscription
-from subscriptions.times import exact, span
+from subscriptions.times import exact, percent, span
 
 # How often a page asks again, and how long its figures are given to others, in seconds.
 EVERY = 5
@@ -211,9 +211,9 @@ def _numbers(minutes: Sequence[Traffic]) -> list[dict[str, Any]]:
     return [
         {
             "title": "Success rate",
-            "value": _share(hour.success_rate),
+            "value": percent(hour.succeeded, hour.attempts),
             "text": f"of {hour.attempts:,} attempts in the last hour; "
-            f"{_share(day.success_rate)} of {day.attempts:,} in 24\u00a0h",
+            f"{percent(day.succeeded, day.attempts)} of {day.attempts:,} in 24\u00a0h",
             "link": attempts,
         },
         {
@@ -226,26 +226,17 @@ def _numbers(minutes: Sequence[Traffic]) -> list[dict[str, Any]]:
         {
             "title": "Time of an attempt",
             "value": _time(hour.attempt_percentile(0.5)),
-            "text": f"half of them; {_time(hour.attempt_percentile(0.99))} for 99\u00a0%, "
-            "in the last hour",
+            "text": f"p50; p99 {_time(hour.attempt_percentile(0.99))}, in the last hour",
             "link": attempts,
         },
         {
             "title": "From publish to arrival",
             "value": _time(hour.arrival_percentile(0.5)),
-            "text": f"half of them; {_time(hour.arrival_percentile(0.99))} for 99\u00a0%, "
+            "text": f"p50; p99 {_time(hour.arrival_percentile(0.99))}, "
             "at the first attempt, in the last hour",
             "link": deliveries,
         },
     ]
-
-
-def _share(share: float | None) -> str:
-    """Rounded down, so that 100 % means all of them."""
-    if share is None:
-        return "–"
-    percent = math.floor(share * 10_000) / 100
-    return f"{percent:.0f}\u00a0%" if percent in (0, 100) else f"{percent:.2f}\u00a0%"
 
 
 def _time(milliseconds: float | None) -> str:

@@ -191,7 +191,11 @@ def _missed(event: Event, deliveries: QuerySet[Delivery], found: Reach) -> list[
         if key not in went_to:
             why = "it was paused when this was published, or its patterns did not match then"
             if one.subscription.created_at > event.created_at:
-                why = f"it was made later, at {exact(one.subscription.created_at)}"
+                made, published = one.subscription.created_at, event.created_at
+                why = (
+                    f"it was made later, at {exact(made, published)}; "
+                    f"this was published at {exact(published, made)}"
+                )
             elif not one.becomes:
                 why = "it is paused"
             rows.append((_subscription(one.subscription), ", ".join(one.patterns), why))

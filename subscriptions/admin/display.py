@@ -20,7 +20,7 @@ from django.utils.text import Truncator
 
 from subscriptions.conf import conf
 from subscriptions.models import Subscription
-from subscriptions.times import age, exact
+from subscriptions.times import age, exact, percent
 
 
 def chip(text: str, kind: str, title: str = "") -> SafeString:
@@ -88,11 +88,9 @@ def sparkline(hours: Sequence[tuple[datetime, int, int]]) -> SafeString | str:
     succeeded, failed = sum(hour[1] for hour in hours), sum(hour[2] for hour in hours)
     if not succeeded + failed:
         return "–"
-    share = succeeded / (succeeded + failed)
-    # 99.97 % is not all.
-    percent = f"{share:.0%}" if share in (0, 1) else f"{min(max(share * 100, 0.1), 99.9):.1f}%"
+    share = percent(succeeded, succeeded + failed)
     in_words = (
-        f"{percent} of {succeeded + failed:,} attempts succeeded in the last {len(hours)} hours; "
+        f"{share} of {succeeded + failed:,} attempts succeeded in the last {len(hours)} hours; "
         f"{failed:,} failed"
     )
     highest = max(hour[1] + hour[2] for hour in hours)
@@ -113,7 +111,7 @@ def sparkline(hours: Sequence[tuple[datetime, int, int]]) -> SafeString | str:
             '<path class="spark-{}" d="{}"/>',
             ((kind, "".join(lines)) for kind, lines in bars.items() if lines),
         ),
-        percent,
+        share,
     )
 
 

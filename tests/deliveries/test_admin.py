@@ -30,6 +30,7 @@ from deliveries.sending import send_test as send_test_module
 from deliveries.transport import Transport
 from subscriptions import circuit
 from subscriptions.models import Subscription, TripFuse
+from subscriptions.times import exact
 from tests.deliveries.test_commands import finish
 from tests.factories import make_subscription, make_subscription_with_secret, statuses
 from tests.subscriptions.test_commands import trip
@@ -393,7 +394,10 @@ def test_an_event_says_where_it_went_and_why_not_elsewhere(
     admin_client: Client, deliveries: list[Delivery]
 ) -> None:
     event = deliveries[0].event
-    make_subscription(name="late")
+    late = make_subscription(name="late")
+    second = event.created_at.replace(microsecond=0)
+    Event.objects.filter(pk=event.pk).update(created_at=second + timedelta(milliseconds=7))
+    Subscription.objects.filter(pk=late.pk).update(created_at=second + timedelta(milliseconds=412))
     make_subscription(name="near", topic_patterns=["test.created.eu"])
     paused = make_subscription(name="quiet")
     Subscription.objects.filter(pk=paused.pk).update(created_at=event.created_at - timedelta(1))
@@ -401,7 +405,8 @@ def test_an_event_says_where_it_went_and_why_not_elsewhere(
     page = text(admin_client, f"{EVENTS}{event.pk}/change/")
     went, missed = page.split("Where it did not go, and why")
     assert f"{DELIVERIES}{deliveries[0].pk}/change/" in went.split("Where it went")[1]
-    assert "it was made later, at 20" in missed
+    at = exact(second)
+    assert f"it was made later, at {at}.412; this was published at {at}.007" in missed
     assert "it is paused" in missed
     assert "test.created.eu" in missed
     assert "reach/?topic=test.created&tenant=" in missed

@@ -21,6 +21,7 @@ from subscriptions.management.base import (
 )
 from subscriptions.management.tables import Column, Row, safe
 from subscriptions.models import Subscription
+from subscriptions.times import percent
 
 # How many subscriptions a person is shown; `--json` has all.
 SHOWN = 20
@@ -108,7 +109,7 @@ class Command(OperatorCommand):
                         *([row.tenant] if some else []),
                         row.succeeded + row.failed,
                         safe(f"{row.failed:,}", "red" if row.failed else ""),
-                        _share(row.succeeded, row.failed),
+                        percent(row.succeeded, row.succeeded + row.failed),
                         _sparkline([hour[2] for hour in course[row.id]]),
                     ]
                 )
@@ -136,7 +137,7 @@ class Command(OperatorCommand):
         self.write_line(
             safe(
                 f"{one}: {succeeded + failed:,} attempts in {hours} h, {failed:,} failed, "
-                f"{_share(succeeded, failed)} succeeded"
+                f"{percent(succeeded, succeeded + failed)} succeeded"
             )
         )
         made = [hour for hour in course if hour[1] or hour[2]]
@@ -154,7 +155,7 @@ class Command(OperatorCommand):
                             _hour(start),
                             good + bad,
                             safe(f"{bad:,}", "red" if bad else ""),
-                            _share(good, bad),
+                            percent(good, good + bad),
                         ]
                     )
                     for start, good, bad in made
@@ -164,13 +165,6 @@ class Command(OperatorCommand):
 
 def _hour(start: datetime) -> str:
     return f"{timezone.localtime(start):%Y-%m-%d %H:%M}"
-
-
-def _share(succeeded: int, failed: int) -> str:
-    """Rounded down, so that 100 % means all of them."""
-    if not succeeded + failed:
-        return "–"
-    return f"{math.floor(10_000 * succeeded / (succeeded + failed)) / 100:.2f} %"
 
 
 def _sparkline(numbers: list[int]) -> str:
@@ -212,10 +206,9 @@ def _told(milliseconds: float | None) -> int | None:
 
 
 def _lines(whole: Traffic) -> list[str]:
-    failed = whole.attempts - whole.succeeded
     return [
         f"ALL since {_hour(whole.start)}: {whole.attempts:,} attempts, "
-        f"{_share(whole.succeeded, failed)} succeeded",
+        f"{percent(whole.succeeded, whole.attempts)} succeeded",
         f"  deliveries   succeeded {whole.succeeded:,}, tried again {whole.retried:,}, "
         f"held {whole.held:,}, failed {whole.failed:,}",
         f"  attempts     {_times(whole.attempt_percentile(0.5), whole.attempt_percentile(0.99))}",
