@@ -42,6 +42,12 @@ def every_page(found: dict[str, Subscription]) -> dict[str, str]:
         pages[f"{name}-act-{act.name}"] = _page(f"subscriptions_subscription_{act.name}", one)
     pages[f"{name}-rotate-secret"] = _page("subscriptions_subscription_rotate_secret", tripped)
     pages[f"{name}-reset-fuse"] = reverse("admin:subscriptions_subscription_reset_fuse")
+    name = "deliveries-event"
+    pages[f"{name}-reach"] = reverse("admin:deliveries_event_reach")
+    pages[f"{name}-reach-topic"] = f"{pages[f'{name}-reach']}?topic=order.paid&tenant=oakmere"
+    for act, status in (("resend", "failed"), ("discard", "held")):
+        if (delivery := Delivery.objects.filter(status=status).first()) is not None:
+            pages[f"deliveries-delivery-{act}"] = _page(f"deliveries_delivery_{act}", delivery)
     for status in ("held", "pending", "failed"):
         delivery = Delivery.objects.filter(status=status).exclude(attempt_count=0).first()
         delivery = delivery or Delivery.objects.filter(status=status).first()

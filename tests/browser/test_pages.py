@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.browser import system
 from tests.browser.conftest import NARROW, WIDE
@@ -83,25 +83,65 @@ def test_no_page_has_a_serious_fault(
         assert answer.status == (404 if name == "no-such-page" else 200), path
         if name == "api-docs":
             page.locator(".opblock").first.wait_for()
-        # The rows of a list are alike, and axe-core takes its time for each.
-        page.evaluate(
-            "[...document.querySelectorAll('#result_list tr')].slice(16)"
-            ".forEach(row => row.remove())"
-        )
-        # All rules twice: what is the same in all four is found twice, or not at all.
-        for size, scheme, rules in (
-            (WIDE, "light", ()),
-            (WIDE, "dark", COLOURS),
-            (NARROW, "dark", ()),
-            (NARROW, "light", COLOURS),
-        ):
-            page.set_viewport_size(size)
-            system.put_on(page, scheme)
-            if path.startswith("/admin/") and answer.status == 200:
-                assert (background(page) < 90) == (scheme == "dark"), path
-            for rule, target, why in [*faults(page, *rules), *too_wide(page)]:
-                wrong[name, rule, target] = f"{name} {size['width']} {scheme}: {target} {why}"
+        themed = path.startswith("/admin/") and answer.status == 200
+        wrong |= examine(page, name, themed=themed)
     assert not wrong, "\n".join(wrong.values())
+
+
+def test_what_answers_a_form_has_no_serious_fault(
+    open_page: Opening, user: Callable[..., Any], pages: dict[str, str]
+) -> None:
+    page = open_page(user())
+    wrong = {}
+
+    def answered(name: str, button: str) -> None:
+        page.get_by_role("button", name=button, exact=True).click()
+        page.wait_for_load_state()
+        wrong.update(examine(page, name, themed=True))
+        page.set_viewport_size(WIDE)
+
+    page.goto(pages["subscriptions-subscription-add"])
+    answered("refused", "Save")
+    page.get_by_label("Name").fill("new")
+    page.get_by_label("URL").fill("http://127.0.0.99:9/")
+    page.get_by_label("Topic patterns").fill("order.>")
+    answered("secret", "Save")
+    expect(page.locator(".once code")).to_be_visible()
+    page.goto(pages["subscriptions-subscription-act-send_test"])
+    answered("tested", "Send a test event")
+    expect(page.get_by_text("No answer")).to_be_visible()
+    page.goto(pages["subscriptions-subscription-act-replay"])
+    page.get_by_label("Published since").fill("2026-01-01 00:00")
+    answered("counted", "How many?")
+    page.goto(pages["api-apikey-add"])
+    page.get_by_label("Name").fill("shop")
+    page.get_by_label("events:write").check()
+    answered("key", "Save")
+    expect(page.locator(".once code")).to_be_visible()
+    assert not wrong, "\n".join(wrong.values())
+
+
+def examine(page: Page, name: str, *, themed: bool) -> dict[tuple[str, str, str], str]:
+    """The faults of the page that is open, each once. `themed`: it is dark if that is wanted."""
+    found = {}
+    # The rows of a list are alike, and axe-core takes its time for each.
+    page.evaluate(
+        "[...document.querySelectorAll('#result_list tr')].slice(16).forEach(row => row.remove())"
+    )
+    # All rules twice: what is the same in all four is found twice, or not at all.
+    for size, scheme, rules in (
+        (WIDE, "light", ()),
+        (WIDE, "dark", COLOURS),
+        (NARROW, "dark", ()),
+        (NARROW, "light", COLOURS),
+    ):
+        page.set_viewport_size(size)
+        system.put_on(page, scheme)
+        if themed:
+            assert (background(page) < 90) == (scheme == "dark"), page.url
+        for rule, target, why in [*faults(page, *rules), *too_wide(page)]:
+            found[name, rule, target] = f"{name} {size['width']} {scheme}: {target} {why}"
+    return found
 
 
 def too_wide(page: Page) -> list[tuple[str, str, str]]:
