@@ -45,14 +45,11 @@ def every_page(found: dict[str, Subscription]) -> dict[str, str]:
     name = "deliveries-event"
     pages[f"{name}-reach"] = reverse("admin:deliveries_event_reach")
     pages[f"{name}-reach-topic"] = f"{pages[f'{name}-reach']}?topic=order.paid&tenant=oakmere"
-    for act, status in (("resend", "failed"), ("discard", "held")):
-        if (delivery := Delivery.objects.filter(status=status).first()) is not None:
-            pages[f"deliveries-delivery-{act}"] = _page(f"deliveries_delivery_{act}", delivery)
     for status in ("held", "pending", "failed"):
-        delivery = Delivery.objects.filter(status=status).exclude(attempt_count=0).first()
-        delivery = delivery or Delivery.objects.filter(status=status).first()
-        if delivery is not None:
-            pages[f"deliveries-delivery-{status}"] = _page("deliveries_delivery_change", delivery)
+        delivery = Delivery.objects.filter(status=status).latest("attempt_count", "id")
+        pages[f"deliveries-delivery-{status}"] = _page("deliveries_delivery_change", delivery)
+        act = "resend" if status == "failed" else "discard"
+        pages[f"deliveries-delivery-{act}"] = _page(f"deliveries_delivery_{act}", delivery)
     return pages
 
 

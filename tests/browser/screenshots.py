@@ -20,7 +20,6 @@ README = {"dashboard": ("dashboard", 1150), "deliveries-delivery-pending": ("del
 SCHEMES = ("light", "dark")
 # Of a longer page its beginning.
 MAX_HEIGHT = 3200
-EVENTS = 420
 
 
 def main() -> None:
@@ -47,7 +46,7 @@ def main() -> None:
     with Cluster(os.environ["WEBHOOKS_LOCAL_DIR"]) as cluster, listen("127.0.0.1", 0) as listener:
         cluster.start()
         system.make_database(cluster)
-        pages = every_page(seed(EVENTS))
+        pages = every_page(seed())
         operator = system.make_user("operator")
         seen = [Presence(f"{name}@hooks-1", queues.split()) for name, queues in WORKERS.items()]
         with system.running([web(listener)], options.to / "web.log"):

@@ -26,6 +26,7 @@ from subscriptions.models import AuditEntry, Subscription, create_subscription
 from subscriptions.topics.rules import candidates
 from tests.browser.system import make_user
 
+EVENTS = 420
 HOURS = 24
 TENANTS = ("tidewater", "oakmere", "juniper-lane")
 
@@ -92,9 +93,8 @@ TOPICS = (
 
 
 @transaction.atomic  # the sweep must not find what is held for one that is not tripped yet
-def seed(events: int) -> dict[str, Subscription]:
-    """Fill an empty database, with so many events; the subscriptions by tenant and name
-    (`oakmere/orders`)."""
+def seed() -> dict[str, Subscription]:
+    """Fill an empty database; the subscriptions by tenant and name (`oakmere/orders`)."""
     chance = random.Random(20260424)
     now = timezone.now()
     found: dict[str, Subscription] = {}
@@ -108,7 +108,7 @@ def seed(events: int) -> dict[str, Subscription]:
         )
         found[f"{one.tenant}/{one.name}" if one.tenant else one.name] = subscription
     pairs = list(zip(SEEDS, found.values(), strict=True))
-    _deliveries(chance, now, events, pairs)
+    _deliveries(chance, now, pairs)
     for one, subscription in pairs:
         _state(now, one, subscription)
     _rollups(chance, now, pairs)
@@ -136,15 +136,12 @@ def _payload(chance: random.Random, topic: str) -> dict[str, Any]:
 
 
 def _deliveries(
-    chance: random.Random,
-    now: datetime,
-    many: int,
-    pairs: list[tuple[Seed, Subscription]],
+    chance: random.Random, now: datetime, pairs: list[tuple[Seed, Subscription]]
 ) -> None:
     """The newest events, published over some hours, and what became of them."""
     events, deliveries = [], []
-    for number in range(many):
-        at = now - timedelta(seconds=3 + 11_000 * (1 - number / many) ** 1.5)
+    for number in range(EVENTS):
+        at = now - timedelta(seconds=3 + 11_000 * (1 - number / EVENTS) ** 1.5)
         topic, key = chance.choice(TOPICS), str(_identifier(chance, at))
         tenant = chance.choice(("", "", *TENANTS))
         body = build_body(key, at, topic, "", _payload(chance, topic))

@@ -59,7 +59,7 @@ def background(page: Page) -> int:
 
 @pytest.fixture(scope="module")
 def pages(site: str) -> dict[str, str]:
-    return every_page(seed(30))
+    return every_page(seed())
 
 
 @pytest.mark.parametrize(
