@@ -22,6 +22,7 @@ from unfold.widgets import (
 
 from deliveries.admin.pagination import estimated_rows
 from deliveries.keeping.backlog import Backlog, backlogs
+from deliveries.keeping.moments import oldest
 from deliveries.keeping.replay import BATCH, Chosen, Position, Replayed, replay_some
 from deliveries.models import Delivery, Event
 from subscriptions import circuit
@@ -218,13 +219,14 @@ def _choices(chosen: Sequence[Subscription], values: dict[str, Any]) -> list[Cho
     statuses = [Delivery.Status.FAILED, Delivery.Status.DISCARDED]
     if not values["failed_only"]:
         statuses.append(Delivery.Status.SUCCEEDED)
+    after = oldest(values["since"])
     return [
         Chosen(
             one,
             statuses=statuses,
             since=values["since"],
             topic=values["topic"] or None,
-            by_id=True,
+            after=after,
         )
         for one in chosen
     ]
@@ -248,12 +250,14 @@ def _forecast_replay(chosen: Sequence[Subscription], values: dict[str, Any]) -> 
         return Forecast("Finished deliveries are sent again, with the webhook-id they had.", [])
     room, rows, total = MAX_REPLAYED, [], 0
     for choice in _choices(chosen, values):
-        about = ""
+        about, looked = "", 0
         if room >= 0:
             looked, found = _count(choice, room)
             room -= looked
         if room < 0:
-            about, found = "about ", estimated_rows(replace(choice, topic=None).rows())
+            # What was counted is there, whatever PostgreSQL expects.
+            expected = estimated_rows(replace(choice, topic=None).rows())
+            about, found = "about ", max(looked, expected)
         total += found
         rows.append((choice.subscription, about + many(found, "delivery", "deliveries")))
     deliveries = many(total, "delivery is", "deliveries are")

@@ -233,6 +233,8 @@ class DeliveryAdmin(ReadOnlyAdmin):
     ) -> HttpResponse:
         """Ask, or do what was confirmed. `action`: the list's, that asks; none: one's own page."""
         some = list(chosen[: MAX_REPLAYED + 1])
+        if not some:
+            return self.gone(request)
         back = reverse("admin:deliveries_delivery_changelist")
         if not action:
             back = reverse("admin:deliveries_delivery_change", args=[some[0].pk])

@@ -291,6 +291,8 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
     ) -> HttpResponse:
         """Ask, or do what was confirmed. `action`: the list's, that asks; none: one's own page."""
         everything = list(chosen[: MAX_CHOSEN + 1])
+        if not everything:
+            return self.gone(request)
         back = (
             reverse("admin:subscriptions_subscription_changelist")
             if action

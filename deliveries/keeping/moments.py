@@ -35,19 +35,28 @@ SELECT low, high FROM search ORDER BY high - low LIMIT 1
 """
 
 
+def oldest(since: datetime) -> int:
+    """Deliveries up to this id were made before: what `within` finds, for more than one search."""
+    return _find(_of(Delivery), since, -LONGEST)[0]
+
+
 def within(rows: QuerySet[Row], since: datetime | None, until: datetime | None) -> QuerySet[Row]:
     """Without those that are too old or too new, as far as ids can tell: some of them stay.
 
     About `created_at` of deliveries, and `started_at` of attempts. Deliveries of a transaction that
     was open for more than ten minutes may be missed.
     """
-    column = "created_at" if rows.model is Delivery else "started_at"
-    search = _SEARCH.format(table=rows.model._meta.db_table, column=column)
+    search = _of(rows.model)
     if since is not None:
         rows = rows.filter(id__gt=_find(search, since, -LONGEST)[0])
     if until is not None:
         rows = rows.filter(id__lt=_find(search, until, LONGEST)[1])
     return rows
+
+
+def _of(model: type[Delivery] | type[Attempt]) -> str:
+    column = "created_at" if model is Delivery else "started_at"
+    return _SEARCH.format(table=model._meta.db_table, column=column)
 
 
 def _find(search: str, time: datetime, distance: timedelta) -> tuple[int, int]:

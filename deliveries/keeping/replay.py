@@ -99,7 +99,8 @@ class Chosen:
 
     `since` (included) and `until` (not included) are about the time the event was published.
     `topic`: only those of events with this very topic. `by_id`: find these times among the ids
-    first, however long the history is (with the exception that `within` names).
+    first, however long the history is (with the exception that `within` names). `after`: deliveries
+    up to this id are too old, as `moments.oldest` found for several of these.
     """
 
     subscription: Subscription
@@ -108,6 +109,7 @@ class Chosen:
     until: datetime | None = None
     topic: str | None = None
     by_id: bool = False
+    after: int = 0
 
     def rows(self) -> QuerySet[Delivery]:
         chosen = Delivery.objects.filter(
@@ -115,6 +117,8 @@ class Chosen:
             status__in=set(self.statuses) & set(FINISHED),
             id__gt=0,  # true of all, and what the index `delivery_history` asks for
         )
+        if self.after:
+            chosen = chosen.filter(id__gt=self.after)
         if self.by_id:
             chosen = within(chosen, self.since, self.until)
         if self.since is not None:

@@ -10,6 +10,7 @@ from django.contrib.admin.views.main import ERROR_FLAG
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ class CarefulAdmin(ModelAdmin):  # type: ignore[type-arg]  # not at run time
                 **context,
             },
         )
+
+    def gone(self, request: HttpRequest) -> HttpResponse:
+        """To the list: what an act was for was deleted between two looks at it."""
+        self.message_user(request, "Nothing was done: it was just deleted.", messages.WARNING)
+        return redirect(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist")
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: Any = None) -> Any:
         # PostgreSQL refuses to look for NUL.

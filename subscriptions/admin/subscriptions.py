@@ -324,6 +324,8 @@ class SubscriptionAdmin(CarefulAdmin):
         with transaction.atomic():
             # Two rotations at the same moment are done one after the other.
             found = list(Subscription.objects.select_for_update().filter(pk__in=ids).order_by("pk"))
+            if not found:
+                return self.gone(request)
             kept = SigningSecret.objects.filter(subscription__in=found)
             # Every rotation of any of them makes a newer one.
             newest = kept.aggregate(newest=Max("pk"))["newest"] or 0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.contrib.messages import get_messages
 from django.db import connection
+from django.db.models import QuerySet
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -112,6 +113,42 @@ def test_a_large_replay_is_estimated_and_done_in_parts_while_the_page_is_open(
     assert statuses(one) == {"pending": 11}
     [entry] = AuditEntry.objects.filter(action="replayed")
     assert (entry.detail["count"], entry.via) == (11, "admin")
+
+
+def test_an_estimate_is_no_less_than_what_was_counted(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make_subscription(name="billing")
+    failed(one, 11)
+    monkeypatch.setattr(acts, "estimated_rows", lambda _: 1)
+    page = text(admin_client.post(LIST, {**asked(one), "count": "1"}))
+    assert "About 5 deliveries are sent again" in page
+    assert "billing: about 5 deliveries" in page
+
+
+def test_the_time_is_looked_for_once_for_all_that_are_chosen(admin_client: Client) -> None:
+    chosen = [make_subscription() for _ in range(3)]
+    failed(chosen[0], 1)
+    with CaptureQueriesContext(
+        connection,
+    ) as queries:
+        page = text(admin_client.post(LIST, {**asked(*chosen), "count": "1"}))
+    assert "3 deliveries are sent again" in page
+    assert sum("WITH RECURSIVE search" in one["sql"] for one in queries) == 1
+
+
+def test_an_act_on_what_is_deleted_in_between_says_so(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make_subscription()
+    failed(one, 1)
+    delivery = f"/admin/deliveries/delivery/{Delivery.objects.get().pk}"
+    monkeypatch.setattr(QuerySet, "__getitem__", lambda *_: [])
+    for page in (f"{LIST}{one.pk}/pause/", f"{LIST}{one.pk}/rotate-secret/", f"{delivery}/resend/"):
+        response = admin_client.get(page)
+        assert response.status_code == 302
+        *_, message = get_messages(response.wsgi_request)
+        assert str(message) == "Nothing was done: it was just deleted."
 
 
 def test_as_many_as_can_be_chosen_can_be_confirmed(admin_client: Client) -> None:
