@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ipaddress
 import os
 import re
 import subprocess
@@ -71,7 +72,8 @@ def test_every_operation_on_subscriptions_is_in_the_table() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_commands_of_the_page_work(live_server: Any) -> None:
+def test_the_commands_of_the_page_work(live_server: Any, configure: Any) -> None:
+    configure(allowed_networks=[ipaddress.ip_network("127.0.0.0/8")])
     commands = "\n".join(re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
     for name, value in (("API", f"{live_server.url}/api/v1"), ("KEY", key(*SCOPES))):
         commands, count = re.subn(rf"^{name}=.*$", f"{name}={value}", commands, flags=re.MULTILINE)
