@@ -352,7 +352,12 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
     ) -> HttpResponse:
         answers = list(zip(subscriptions, send_tests(subscriptions), strict=True))
         return self.page(
-            request, "admin/deliveries/tested.html", "Test events", answers=answers, back=back
+            request,
+            "admin/deliveries/tested.html",
+            "Test events",
+            answers=answers,
+            back=back,
+            may_reset=self.may(request, "reset"),
         )
 
     def reset_fuse_view(self, request: HttpRequest) -> HttpResponse:

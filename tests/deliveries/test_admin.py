@@ -568,8 +568,23 @@ def test_the_button_sends_one_test_event(admin_client: Client, receiver: Receive
     assert "1 test event is sent now" in text(admin_client, f"{page}send-test/")
     assert receiver.count == 0
     response = admin_client.post(f"{page}send-test/", {"confirmed": "1"})
-    assert '<span class="chip chip-good">200</span>' in response.content.decode()
+    told = response.content.decode()
+    assert '<span class="chip chip-good">200</span>' in told
+    assert f'href="{page}change/"' in told
+    assert f'href="{page}reset/"' not in told
     assert receiver.count == 1
+
+
+def test_a_test_event_that_succeeds_leads_to_the_reset_of_a_tripped_circuit(
+    admin_client: Client, receiver: Receiver
+) -> None:
+    good = make_subscription(url=receiver.url, headers={"X-Is": "good"})
+    bad = make_subscription(url=receiver.url)
+    for one, leads in ((good, True), (bad, False)):
+        trip(one)
+        page = f"{SUBSCRIPTIONS}{one.pk}/"
+        told = admin_client.post(f"{page}send-test/", {"confirmed": "1"}).content.decode()
+        assert (f'href="{page}reset/"' in told) == leads
 
 
 def test_too_many_test_events_are_refused(
