@@ -209,6 +209,13 @@ def test_a_sparkline_has_a_bar_an_hour_and_says_the_share(
     assert f"attempts succeeded in the last {len(numbers)} hours" in shown
 
 
+def test_breadcrumbs_show_a_name_as_it_is_and_an_app_once(admin_client: Client) -> None:
+    one = make_subscription(name="local")
+    page = admin_client.get(f"{LIST}{one.pk}/change/").content.decode()
+    said = re.findall(r'tracking-tight">\s*(.*?)\s*</a >', page)
+    assert said == ["Subscriptions", "local"]
+
+
 def test_a_sparkline_of_nothing_is_a_dash() -> None:
     assert sparkline(hours((0, 0), (0, 0))) == "–"
 
