@@ -214,7 +214,7 @@ class SubscriptionAdmin(CarefulAdmin):
             known["live_secrets"] = list(subscription.secrets.live())
         secrets: list[SigningSecret] = known["live_secrets"]
         if not secrets:
-            return "None: nothing can be sent. Rotate the secret to make subscription."
+            return "None: nothing can be sent. Rotate the secret to make one."
         return format_html_join(
             "",
             "<div>Made {}{}</div>",
