@@ -7,7 +7,7 @@ joins: related rows of a page are fetched by their ids, and may be gone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -175,17 +175,23 @@ class DeliveryAdmin(ReadOnlyAdmin):
         }
 
     def _acts_on(self, request: HttpRequest, delivery: Delivery) -> list[Act]:
-        """What the audit knows of it. Entries that are about very many name the first ones only."""
+        """What the audit knows of it. Entries that are about many name the first ones, or none."""
         entries = AuditEntry.objects.of(delivery.subscription_id).filter(
             at__gte=delivery.created_at,
-            action__in=[AuditEntry.Action.RESENT, AuditEntry.Action.DISCARDED],
+            action__in=[
+                AuditEntry.Action.RESENT,
+                AuditEntry.Action.REPLAYED,
+                AuditEntry.Action.DISCARDED,
+            ],
         )[:MAX_ENTRIES]
         names = request.user.has_perm("subscriptions.view_auditentry")
-        found = [
-            Act(entry.at, entry.action, entry.who if names else "an operator")
-            for entry in entries
-            if delivery.pk in entry.detail.get("deliveries", ())
-        ]
+        found = []
+        for entry in entries:
+            who, detail = entry.who if names else "an operator", entry.detail
+            if delivery.pk in detail.get("deliveries", ()):
+                found.append(Act(entry.at, entry.action, who))
+            elif entry.action == AuditEntry.Action.REPLAYED and _is_among(delivery, detail):
+                found.append(Act(entry.at, AuditEntry.Action.RESENT, who, of_many=True))
         return found[::-1]
 
     # What an operator does. A button of a page and an action of the list lead to the same page.
@@ -384,6 +390,17 @@ class AttemptAdmin(ReadOnlyAdmin):
     @admin.display(description="started")
     def started(self, attempt: Attempt) -> SafeString | str:
         return ago(attempt.started_at)
+
+
+def _is_among(delivery: Delivery, replayed: Mapping[str, Any]) -> bool:
+    """Whether the replay was of its topic, and of its time."""
+    topic, since, until = (replayed.get(name) for name in ("topic", "since", "until"))
+    at, of_topic = delivery.created_at, delivery.topic  # type: ignore[attr-defined]
+    return (
+        topic in (None, of_topic)
+        and (since is None or at >= datetime.fromisoformat(since))
+        and (until is None or at < datetime.fromisoformat(until))
+    )
 
 
 def _name(key: UUID) -> str:

@@ -33,11 +33,13 @@ _FINAL = {
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """What somebody did to the delivery: `resent` or `discarded`."""
+    """What somebody did to the delivery: `resent` or `discarded`. `of_many`: it was sent again only
+    if it was finished then, for nobody knows which these were."""
 
     at: datetime
     action: str
     who: str
+    of_many: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +98,34 @@ def story(
     """From the publication to what comes next. `attempts` and `acts`: the oldest first."""
     steps = [Step(delivery.created_at, "Published", "busy")]
     before: Attempt | None = None
-    left = list(acts)
+    left, final, tries = list(acts), False, 0
     for attempt in attempts:
         while left and left[0].at <= attempt.started_at:
-            steps.append(_did(left.pop(0)))
-        ended = before is not None and verdict(before)[0] is not Verdict.RETRY
-        if ended and steps[-1].attempt is not None:
+            act = left.pop(0)
+            if not act.of_many or final or tries > situation.retries:
+                steps.append(_did(act))
+                final, tries = False, 0
+        if final and steps[-1].attempt is not None:
             steps.append(Step(None, "Sent again", "busy", "Somebody asked for it."))
+            tries = 0
         steps.append(_attempted(attempt))
+        final = verdict(attempt)[0] is not Verdict.RETRY
+        tries += _uses_a_retry(attempt)
         before = attempt
-    steps += [_did(act) for act in left]
+    open_again = delivery.status in (Delivery.Status.PENDING, Delivery.Status.HELD) and (
+        final or tries > situation.retries
+    )
+    for act in left:
+        if not act.of_many or open_again:
+            steps.append(_did(act))
+            open_again = False
     steps.append(_now(delivery, before, situation))
     return _spaced(steps)
+
+
+def _uses_a_retry(attempt: Attempt) -> bool:
+    own_fault = judge(attempt.status_code, attempt.outcome, None).own_fault
+    return attempt.outcome != "unknown" and not own_fault
 
 
 def _did(act: Act) -> Step:

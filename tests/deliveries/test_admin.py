@@ -25,10 +25,11 @@ from deliveries.admin.pagination import EstimatingPaginator
 from deliveries.holding import hold
 from deliveries.keeping import keyset
 from deliveries.keeping import replay as replaying
+from deliveries.keeping.replay import Chosen, replay_chosen
 from deliveries.models import Attempt, Delivery, Event, Lane
 from deliveries.sending import send_test as send_test_module
 from deliveries.transport import Transport
-from subscriptions import circuit
+from subscriptions import audit, circuit
 from subscriptions.models import Subscription, TripFuse
 from subscriptions.times import exact
 from tests.deliveries.test_commands import finish
@@ -472,6 +473,25 @@ def test_discarding_deliveries_asks_first_and_can_be_taken_back(
     told = text(admin_client, page)
     assert told.index("Discarded") < told.index("Sent again") < told.index("Attempt 1 is due")
     assert told.count("By admin (Admin).") == 2
+
+
+def test_a_replay_of_many_is_in_the_story_of_what_it_sent_again(
+    admin_client: Client, deliveries: list[Delivery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replaying, "wake", lambda _: 0)
+    one = deliveries[0]
+    attempted(one.pk, status_code=404)
+    topic, since = one.event.topic, timezone.now() - timedelta(hours=1)
+    wrong: list[dict[str, Any]] = [{"topic": "other"}, {"until": since}, {"since": timezone.now()}]
+    for others in wrong:
+        audit.record("replayed", [Chosen(one.subscription, ["failed"], **others).audited(0)])
+    page = f"{DELIVERIES}{one.pk}/change/"
+    assert "Sent again" not in text(admin_client, page)
+    finish("failed")
+    list(replay_chosen(Chosen(one.subscription, ["failed"], since=since, topic=topic)))
+    told = text(admin_client, page)
+    assert told.count("Sent again") == 1
+    assert told.index("404 is not tried again") < told.index("Sent again")
 
 
 def test_too_many_at_once_are_refused(

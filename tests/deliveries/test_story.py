@@ -153,3 +153,23 @@ def test_what_followed_a_final_answer_was_asked_for() -> None:
     one = delivery("succeeded", finished_at=at(12))
     steps = told(one, [attempt(1, 1, 404), attempt(2, 11, 200)])
     assert [step.title for step in steps][2] == "Sent again"
+
+
+def test_what_followed_the_last_retry_was_a_replay_of_many() -> None:
+    """One that was on its way then was not among these."""
+    two = replace(ACTIVE, retries=1)
+    one = delivery("succeeded", finished_at=at(31))
+    during, after = (Act(at(time), "resent", "alice", of_many=True) for time in (2, 20))
+    attempts = [
+        attempt(1, 1, None, "unknown"), attempt(2, 3, 503), attempt(3, 10, 503),
+        attempt(4, 30, 200),
+    ]  # fmt: skip
+    steps = told(one, attempts, during, after, situation=two)
+    assert [step.title for step in steps] == [
+        "Published", "Attempt 1", "Attempt 2", "Attempt 3", "Sent again", "Attempt 4", "Succeeded",
+    ]  # fmt: skip
+    assert steps[4].why == "By alice."
+    for status, said in (("pending", True), ("failed", False)):
+        one = delivery(status, next_attempt_at=at(40), finished_at=at(11))
+        steps = told(one, attempts[:3], after, situation=two)
+        assert ("Sent again" in [step.title for step in steps]) == said
