@@ -7,6 +7,6 @@ Promises: history can be read and not edited; each page answers by an index, how
 tables are; what receivers wrote is shown as text; no secret is shown.
 """
 
-from deliveries.admin import audit, events, history, subscriptions
+from deliveries.admin import attempts, audit, events, history, subscriptions
 
-__all__ = ["audit", "events", "history", "subscriptions"]
+__all__ = ["attempts", "audit", "events", "history", "subscriptions"]

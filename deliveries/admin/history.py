@@ -1,4 +1,4 @@
-"""Deliveries and attempts in Django's admin, to be read, sent again and discarded.
+"""Deliveries in Django's admin, to be read, sent again and discarded.
 
 The tables hold millions of rows, so nothing here counts them, lists the values of a column, or
 joins: related rows of a page are fetched by their ids, and may be gone.
@@ -23,6 +23,7 @@ from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from deliveries.admin.acts import MAX_REPLAYED
+from deliveries.admin.attempts import MAX_ANSWER, ids_of, outcome_chip
 from deliveries.admin.delivery_acts import DELIVERY_ACTS, DeliveryAct
 from deliveries.admin.readonly import (
     BY_SINCE,
@@ -33,15 +34,14 @@ from deliveries.admin.readonly import (
     answer,
     by,
     moment,
-    number,
     offered,
     subscription_of,
 )
 from deliveries.admin.subscriptions import STATUS_KINDS, SubscriptionWithDeliveriesAdmin
 from deliveries.keeping.backlog import backoff
-from deliveries.keeping.finding import ORDERS_OF_OPEN, WantedAttempts, WantedDeliveries
+from deliveries.keeping.finding import ORDERS_OF_OPEN, WantedDeliveries
 from deliveries.keeping.keyset import Search
-from deliveries.keeping.story import Act, Situation, Step, story, verdict
+from deliveries.keeping.story import Act, Situation, Step, story
 from deliveries.models import Attempt, Delivery, Event, Lane
 from subscriptions.admin.display import ago, chip, link, page_of, short
 from subscriptions.admin.tenants import tenant_link
@@ -53,8 +53,6 @@ from subscriptions.times import age, exact, span
 MAX_ATTEMPTS_SHOWN = 100
 # Entries of the audit among which a delivery's are looked for.
 MAX_ENTRIES = 200
-# Characters of an answer, of which no more are kept.
-MAX_ANSWER = 1024
 
 _NOTES = {
     ORDERS_OF_OPEN["pending"]: "By subscription, and in each what is due first.",
@@ -110,7 +108,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
         if status is not None and status not in Delivery.Status.values:
             raise NothingFound
         subscription = subscription_of(values)
-        key, event = _ids(term, values.get("event"))
+        key, event = ids_of(term, values.get("event"))
         search = WantedDeliveries(
             status=status,
             subscription=subscription,
@@ -323,75 +321,6 @@ class DeliveryAdmin(ReadOnlyAdmin):
         return ago(delivery.created_at)
 
 
-@admin.register(Attempt)
-class AttemptAdmin(ReadOnlyAdmin):
-    list_display = (
-        "id",
-        "outcome_now",
-        "delivery_link",
-        "number",
-        "what",
-        "duration",
-        "remote_address",
-        "started",
-    )
-    list_filter = (ByAnswer, BY_SINCE, BY_UNTIL, by("delivery"))
-    search_fields = ("id",)
-    search_help_text = "The id of a delivery or of an event, in full"
-    page_template = "admin/deliveries/attempt.html"
-
-    def search(self, values: Mapping[str, str], term: str) -> tuple[Search[Any], list[str]]:
-        key, event = _ids(term, None)
-        if "delivery" in values:
-            found, key = key, number(values["delivery"])
-            if key is None or found not in (None, key):
-                raise NothingFound
-        search = WantedAttempts(
-            delivery=key,
-            event=event,
-            answered=answer(values),
-            since=moment(values, "since"),
-            until=moment(values, "until"),
-        ).search()
-        return search, []
-
-    def details(self, request: HttpRequest, attempt: Attempt) -> dict[str, Any]:
-        return {
-            "attempt": attempt,
-            "outcome": self.outcome_now(attempt),
-            "why": verdict(attempt)[1],
-            "answer": attempt.response_body[:MAX_ANSWER],
-            "facts": [
-                ("Delivery", self.delivery_link(attempt)),
-                ("Number", attempt.number),
-                ("Started", f"{exact(attempt.started_at)} ({age(attempt.started_at)})"),
-                ("Took", self.duration(attempt)),
-                ("Address", attempt.remote_address or "–"),
-                ("Outcome", attempt.outcome),
-            ],
-        }
-
-    @admin.display(description="outcome")
-    def outcome_now(self, attempt: Attempt) -> SafeString:
-        return _outcome_chip(attempt)
-
-    @admin.display(description="delivery")
-    def delivery_link(self, attempt: Attempt) -> SafeString:
-        return link(attempt.delivery_id, page_of(Delivery), attempt.delivery_id)
-
-    @admin.display(description="answer or error")
-    def what(self, attempt: Attempt) -> SafeString | str:
-        return short(attempt.error or attempt.response_body)
-
-    @admin.display(description="took")
-    def duration(self, attempt: Attempt) -> str:
-        return f"{attempt.duration_ms:,} ms"
-
-    @admin.display(description="started")
-    def started(self, attempt: Attempt) -> SafeString | str:
-        return ago(attempt.started_at)
-
-
 def _is_among(delivery: Delivery, replayed: Mapping[str, Any]) -> bool:
     """Whether the replay was of its topic, and of its time."""
     topic, since, until = (replayed.get(name) for name in ("topic", "since", "until"))
@@ -406,16 +335,6 @@ def _is_among(delivery: Delivery, replayed: Mapping[str, Any]) -> bool:
 def _name(key: UUID) -> str:
     known = Subscription.objects.only("name", "tenant").filter(pk=key).first()
     return "a deleted subscription" if known is None else str(known)
-
-
-def _ids(term: str, event: str | None) -> tuple[int | None, str | None]:
-    """The delivery, or else the event, that is searched for; or the event of the filter."""
-    key = number(term)
-    if key is not None and Delivery.objects.filter(pk=key).exists():
-        return key, event
-    if term and event is not None and term != event:
-        raise NothingFound
-    return None, term or event
 
 
 def _known(delivery: Delivery) -> tuple[Subscription | None, Lane | None]:
@@ -435,7 +354,7 @@ def _shown(step: Step) -> dict[str, Any]:
         shown["after"] = span(step.after) if step.after >= 1 else f"{1000 * step.after:.0f} ms"
     if attempt is not None:
         shown |= {
-            "outcome": _outcome_chip(attempt),
+            "outcome": outcome_chip(attempt),
             "duration": f"{attempt.duration_ms:,} ms",
             "address": attempt.remote_address,
             "error": attempt.error,
@@ -443,10 +362,3 @@ def _shown(step: Step) -> dict[str, Any]:
             "link": reverse(f"admin:{page_of(Attempt)}", args=[attempt.pk]),
         }
     return shown
-
-
-def _outcome_chip(attempt: Attempt) -> SafeString:
-    if attempt.outcome == "success":
-        return chip(str(attempt.status_code), "good")
-    text = attempt.outcome if attempt.status_code is None else str(attempt.status_code)
-    return chip(text, "idle" if attempt.outcome == "unknown" else "bad", attempt.error)
