@@ -100,6 +100,8 @@ def test_a_wrong_event_is_refused_with_the_reason(topic: str, data: str, reason:
 def test_tripped_subscriptions_are_listed_first_with_their_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # pytest-xdist's processes have it.
+    monkeypatch.delenv("COLUMNS", raising=False)
     make_subscription(name="a", topic_patterns=["x"])
     paused = make_subscription(name="b", topic_patterns=["x"])
     tripped = make_subscription(name="c", topic_patterns=["x"])
