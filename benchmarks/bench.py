@@ -96,7 +96,7 @@ class Run:
         self._add(scenarios.matches(self._place, self._sizes.matches))
 
     def _observed(self) -> None:
-        self._add(scenarios.observed(self._place, 2 * self._sizes.backlog, rounds=4))
+        self._add(scenarios.observed(self._place, 2 * self._sizes.backlog, rounds=6))
 
     def _live(self) -> None:
         self._add(scenarios.live(self._place, self._sizes.live_events, SUBSCRIPTIONS))

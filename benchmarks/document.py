@@ -138,7 +138,7 @@ WHAT_IS_WHAT = """\
 - **backlog**: published before a worker runs, to 20 subscriptions; from the first arrival to the
   last. All other rates count from the first call of `publish` to the last arrival.
 - **observed**: more such backlogs, drained by turns by a worker as it is and by one that counts,
-  rolls up and logs no attempt (`benchmarks/unobserved.py`).
+  rolls up and logs no attempt (`benchmarks/unobserved.py`); the median of the turns of each.
 - **wide**: events for 5,000 subscriptions each, published one after the other.
 - **100,000 matches**: one event for so many subscriptions, just loaded, which PostgreSQL has no
   statistics of; then ten events for other subscriptions, while it is being delivered.

@@ -71,7 +71,8 @@ def test_a_delay_doubles_up_to_a_limit_and_is_spread_over_its_upper_half(
     retry: int, random: float
 ) -> None:
     whole = min(MAX_DELAY, FIRST_DELAY * 2 ** min(retry, 10))
-    assert whole / 2 <= backoff(retry, random) < whole
+    # The largest of these numbers below one is rounded up.
+    assert whole / 2 <= backoff(retry, random) <= whole
 
 
 def test_two_that_fail_together_do_not_come_back_together() -> None:

@@ -94,6 +94,13 @@ def new_files(transactional_db: None) -> Iterator[None]:
     And on the statistics, which these tests leave to no other.
     """
     with connection.cursor() as cursor:
+        # A connection that tests before this have left, or that is just ending, writes down later
+        # what it read.
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid() "
+            "AND backend_type = 'client backend'"
+        )
         cursor.execute("TRUNCATE deliveries_event, subscriptions_subscription CASCADE")
     yield
     with connection.cursor() as cursor:
