@@ -352,7 +352,9 @@ class Sender:
 
     def _set_aside(self, batch: list[_Settlement], settled: Settled) -> list[_Settlement]:
         """What another transaction has locked waits by itself, longer each time.
-        Returns the others."""
+
+        Returns the others.
+        """
         done = []
         now = time.monotonic()
         for item in batch:
