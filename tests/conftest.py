@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -29,6 +30,12 @@ hypothesis.settings.load_profile("project")
 Answer = TypeVar("Answer")
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = pytest.StashKey[engines.Cluster]()
+
+
+def pytest_configure() -> None:
+    """A program that is started in the background of a shell, as CI may start this, ignores
+    Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from django.apps import apps
 
 from subscriptions.conf import PREFIX, PROCESS_VARIABLES, WebhookSettings
@@ -125,3 +126,11 @@ def test_what_beat_sends_does_not_expire_by_the_clock_of_another_machine() -> No
     from deliveries.celeryconfig import beat_schedule
 
     assert not [task for task in beat_schedule.values() if "expires" in task["options"]]
+
+
+@pytest.mark.xdist_group("of one test")
+def test_groups_of_tests_are_kept_together(request: pytest.FixtureRequest) -> None:
+    """What a group shares takes half a minute to make; some versions of pytest and pytest-xdist
+    that do not fit each other say nothing and make it in each process."""
+    if request.config.getoption("loadgroup", False):
+        assert request.node.nodeid.endswith("@of one test")

@@ -79,7 +79,7 @@ Patterns = Annotated[
         description="Topic patterns: `*` is exactly one token, `>` at the end is one or more. A "
         "subscription gets an event whose topic one of them matches.",
         examples=[["order.*", "invoice.>"]],
-        json_schema_extra={"maxItems": MAX_PATTERNS},
+        max_length=MAX_PATTERNS,
     ),
 ]
 Groups = Annotated[

@@ -198,6 +198,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         ({"topic_patterns": None}, "/topic_patterns"),
         ({"topic_patterns": []}, "/topic_patterns"),
         ({"topic_patterns": ["a"] * 1 + [f"b{n}" for n in range(1000)]}, "/topic_patterns"),
+        ({"topic_patterns": ["a"] * 1001}, "/topic_patterns"),
         ({"topic_patterns": [1]}, "/topic_patterns/0"),
         ({"topic_patterns": [["a"]]}, "/topic_patterns/0"),
         ({"topic_patterns": {"0": "a"}}, "/topic_patterns"),

@@ -99,8 +99,12 @@ class Program:
         self._output = output
 
     def __enter__(self) -> Program:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        # Bound to the end, so that no other program is given this port: the kernel lets the
+        # receiver listen on it, for both sockets have SO_REUSEADDR and this one does not listen.
+        self._port = socket.socket()
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._port.bind(("127.0.0.1", 0))
+        port = self._port.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}/"
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
@@ -125,6 +129,7 @@ class Program:
     ) -> None:
         self._process.kill()
         self._process.wait(10)
+        self._port.close()
 
     def printed(self) -> str:
         return self._output.read_text()
