@@ -203,8 +203,8 @@ is one row an attempt; 4 % is claiming. One event, of which each step is made al
 219 µs of Python and 440 of PostgreSQL to publish, 61 to wake, 322 and 370 to claim, 178 and 427
 to settle. An event that comes alone every 20 ms (*latency*) costs about twice that: three programs
 and six threads are woken for it, and find nothing in the processor's caches. What comes more
-often shares claims and settlements, a hundred a second of each in a worker, so *narrow* costs
-less for each event although there are more."""
+often shares claims and settlements, so *narrow* costs less for each event although there are
+more."""
 
 
 def growth(grown: Growth) -> str:

@@ -11,6 +11,7 @@ from psycopg_pool import PoolTimeout
 
 from deliveries.monitoring import workers
 from deliveries.monitoring.sweeps import seconds_since_sweep
+from deliveries.waking import wakeups
 from deliveries.waking.queues import DELIVER, MAINTENANCE, RECOVER
 from deliveries.waking.redis_address import RedisAddress
 
@@ -61,6 +62,7 @@ def check_what_runs(**_: Any) -> Sequence[CheckMessage]:
         )
     try:
         since, seen = seconds_since_sweep(), workers.seen()
+        version = str(wakeups.client().info("server").get("redis_version", ""))
     except (redis.RedisError, ValueError) as error:
         found.append(
             Warning(
@@ -71,6 +73,14 @@ def check_what_runs(**_: Any) -> Sequence[CheckMessage]:
             )
         )
         return found
+    if version.partition(".")[0] in ("2", "3", "4", "5", "6"):
+        found.append(
+            Warning(
+                f"Redis is {version}, which has no BZMPOP: deliveries wait for seconds.",
+                hint="Use Redis 7.0 or newer, or Valkey.",
+                id="webhooks.W114",
+            )
+        )
     if since is None or since > MAX_SWEEP_AGE:
         when = "never" if since is None else f"{since:.0f} s ago"
         found.append(

@@ -22,7 +22,7 @@ from deliveries.claiming.claims import (
 )
 from deliveries.claiming.memory import BodyMemory
 from deliveries.progress import Progress
-from deliveries.stage import Pace, Stage
+from deliveries.stage import Rest, Stage
 from deliveries.values import ClaimedLane
 from deliveries.waking import wakeups
 from deliveries.waking.queues import DELIVER, RECOVER
@@ -52,13 +52,10 @@ DELIVERIES_AT_ONCE = 250
 # What the last claims found counts as much as one for so many subscriptions.
 REMEMBERED = 20
 
-# How many claims for a few subscriptions begin in a second, and how many at once.
-CLAIMS_PER_SECOND = 100.0
-BURST = 10
-
-# An id for which a wait lasted longer than this, in seconds, had no others beside it. Not to look
-# for others saves a round trip to Redis, 0.1 ms of processor time, for each of such events.
-ALONE = 0.002
+# How long the pause after a claim for a few subscriptions is, as a multiple of what the claim took,
+# and in seconds at most.
+PAUSE = 1.0
+MAX_PAUSE = 0.02
 
 # A claim may wait for no disk: after a crash of PostgreSQL, what was in flight may be sent again.
 _SETTINGS = {"synchronous_commit": "off"}
@@ -92,7 +89,6 @@ class Claimer:
         self._stopping = stopping
         self._listener = wakeups.Listener(RECOVER if recovering else DELIVER)
         self._listen_until = 0.0
-        self._found_none = False
         self._locked: dict[UUID, float] = {}
         # How many deliveries the last claims found for each subscription.
         self._found_each = 1.0
@@ -106,7 +102,6 @@ class Claimer:
     def listen(self) -> None:
         """Listen to the due set, until no wake-up came for some seconds."""
         self._listen_until = time.monotonic() + wakeups.LISTEN_SECONDS
-        self._found_none = False
         self._stage.wake()
 
     def put(self, subscription_ids: Iterable[UUID]) -> None:
@@ -151,20 +146,13 @@ class Claimer:
             self._stopping.wait(OUTAGE_PAUSE)
             return []
         try:
-            wait = self._found_none
             # Redis takes no wait of less than a millisecond for one.
             seconds = wakeups.WAIT_SECONDS if timeout is None else max(0.001, timeout)
             began = time.monotonic()
-            found = self._listener.take(limit, wait=seconds if wait else 0)
+            found = self._listener.take(limit, wait=seconds)
             wakeups.redis_outage.end()
             if found:
-                now = time.monotonic()
-                self._listen_until = now + wakeups.LISTEN_SECONDS
-                # An id that had to be waited for came alone: so may the next one.
-                alone = wait and now - began > ALONE
-                self._found_none = alone and self._listener.bell_outlasts_a_wait()
-            elif not wait:
-                self._found_none = True
+                self._listen_until = time.monotonic() + wakeups.LISTEN_SECONDS
             elif began > self._listen_until:
                 until, stopped = self._listen_until, self._listener.stop()
                 # Unless a message came meanwhile: it says to listen on.
@@ -296,7 +284,7 @@ class _ClaimStage(Stage[UUID]):
             "recover" if owner.recovering else "claim",
             owner.handle,
             max_batch=wakeups.TAKEN_AT_ONCE,
-            pace=Pace(CLAIMS_PER_SECOND, BURST),
+            pace=Rest(PAUSE, MAX_PAUSE),
             setup=lambda: use_own_connection(_SETTINGS),
             teardown=close_own_connection,
         )

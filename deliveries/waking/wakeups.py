@@ -239,31 +239,42 @@ class Listener:
         self._rung_at = 0.0
 
     def take(self, limit: int, *, wait: float) -> list[str]:
-        """Ids to claim, `limit` at most; with `wait`, after up to so many seconds for the first.
+        """Ids to claim, `limit` at most, after up to `wait` seconds for the first.
 
         Raises `redis.RedisError`.
         """
-        if wait > 0:
-            # One id: the others that came meanwhile are taken by the next call.
-            found: Any = _waiting_client().bzpopmin(self._names[0], min(wait, WAIT_SECONDS))
-            return [] if found is None else [found[1].decode()]
-        arguments = [_milliseconds(BELL_SECONDS), min(limit, TAKEN_AT_ONCE)]
-        self._rung_at = time.monotonic()
-        left, taken = _script(_TAKE)(self._names, arguments, client=client())
-        if left:
-            self._ask_for_help()
-        return [member.decode() for member in taken[::2]]
+        limit = min(limit, TAKEN_AT_ONCE)
+        if wait <= 0 or not self._bell_outlasts_a_wait():
+            self._rung_at = time.monotonic()
+            left, taken = _script(_TAKE)(
+                self._names, [_milliseconds(BELL_SECONDS), limit], client=client()
+            )
+            if left:
+                self._ask_for_help()
+            if taken or wait <= 0:
+                return [member.decode() for member in taken[::2]]
+        found: Any = _waiting_client().bzmpop(
+            min(wait, WAIT_SECONDS), 1, self._names[:1], min=True, count=limit
+        )
+        if found is None:
+            return []
+        if len(found[1]) == limit:
+            # There may be more, and the script says whether there is.
+            self._rung_at = 0.0
+        return [member.decode() for member, _ in found[1]]
 
-    def bell_outlasts_a_wait(self) -> bool:
+    def _bell_outlasts_a_wait(self) -> bool:
         """Whether the bell stays up for another wait, without being rung again."""
         return time.monotonic() - self._rung_at < 0.9 * (BELL_SECONDS - WAIT_SECONDS)
 
     def silence(self) -> None:
         """Take the bell down in any case. Raises `redis.RedisError`."""
+        self._rung_at = 0.0
         client().delete(self._names[1])
 
     def stop(self) -> bool:
         """Take the bell down, if nothing is due; whether it was. Raises `redis.RedisError`."""
+        self._rung_at = 0.0
         return bool(_script(_STOP)(self._names, client=client()))
 
     def _ask_for_help(self) -> None:

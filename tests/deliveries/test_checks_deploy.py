@@ -67,6 +67,16 @@ def test_who_is_missing(configure: Callable[..., None], monkeypatch: pytest.Monk
     assert ["'recover'" in said[1].msg, "'maintenance'" in said[2].msg] == [True, True]
 
 
+def test_a_redis_that_is_too_old_is_named(
+    configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(allowed_networks=())
+    monkeypatch.setattr("redis.Redis.info", lambda *_: {"redis_version": "6.2.14"})
+    said = found()
+    assert set(said) == {"webhooks.W114"}
+    assert "6.2.14" in said["webhooks.W114"].msg
+
+
 def test_redis_and_the_database_away_are_said_and_nothing_else(
     configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

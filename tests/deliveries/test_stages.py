@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 
-from deliveries.stage import LARGE, Pace, Stage
+import pytest
+
+from deliveries.stage import LARGE, Every, Rest, Stage
 
 
 def test_what_comes_meanwhile_shares_a_batch() -> None:
@@ -74,44 +75,27 @@ def test_a_batch_that_fails_is_logged_and_the_next_one_is_handled() -> None:
     assert seen == [1, 2]
 
 
-def test_a_few_small_batches_begin_at_once() -> None:
-    pace = Pace(per_second=100, burst=10)
-    for _ in range(10):
-        assert pace.wait(5.0) == 0
-        pace.count(5.0, 1)
+def test_what_is_done_every_so_often_waits_for_its_time() -> None:
+    pace = Every(5.0)
+    assert pace.wait(100.0) == 0
+    pace.count(100.0, 1)
+    assert pace.wait(102.0) == 3
+    assert pace.wait(105.0) == 0
 
 
-def test_beyond_these_they_begin_ten_milliseconds_apart() -> None:
-    pace = Pace(per_second=100, burst=10)
-    now, begun = 5.0, []
-    for _ in range(30):
-        now += pace.wait(now)
-        begun.append(round(now, 6))
-        pace.count(now, 1)
-    assert begun[:10] == [5.0] * 10
-    gaps = {round(later - earlier, 6) for earlier, later in itertools.pairwise(begun[11:])}
-    assert gaps == {0.01}
-
-
-def test_what_comes_seldom_never_waits() -> None:
-    pace = Pace(per_second=100, burst=10)
-    for n in range(1000):
-        assert pace.wait(n / 50) == 0
-        pace.count(n / 50, 1)
-
-
-def test_nobody_waits_longer_than_one_interval_after_many_urgent_batches() -> None:
-    pace = Pace(per_second=100, burst=10)
-    for n in range(1000):
-        pace.count(5.0 + n / 1000, 1)
-    assert pace.wait(6.0) <= 0.01
+@pytest.mark.parametrize(("took", "pause"), [(0.0, 0.0), (0.002, 0.004), (0.01, 0.02), (5.0, 0.02)])
+def test_the_pause_after_a_small_batch_is_by_what_it_took(took: float, pause: float) -> None:
+    pace = Rest(2.0, 0.02)
+    assert pace.wait(100.0) == 0, "before the first"
+    pace.count(100.0, LARGE - 1)
+    assert pace.wait(100.0 + took) == pytest.approx(pause)
+    assert pace.wait(100.0 + took + pause) == 0, "once"
 
 
 def test_a_large_batch_is_worth_its_transaction() -> None:
-    pace = Pace(per_second=100, burst=1)
-    for _ in range(100):
-        assert pace.wait(5.0) == 0
-        pace.count(5.0, LARGE)
+    pace = Rest(2.0, 0.02)
+    pace.count(100.0, LARGE)
+    assert pace.wait(101.0) == 0
 
 
 def test_what_is_urgent_ends_the_wait_of_what_is_not() -> None:
@@ -124,7 +108,7 @@ def test_what_is_urgent_ends_the_wait_of_what_is_not() -> None:
             done.set()
 
     # One small batch an hour: without the urgent item the test would not end.
-    stage: Stage[int] = Stage("paced", handle, pace=Pace(per_second=1 / 3600, burst=0))
+    stage: Stage[int] = Stage("paced", handle, pace=Every(3600))
     stage.put(0, urgent=True)
     for number in range(1, 50):
         stage.put(number)
