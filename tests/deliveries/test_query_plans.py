@@ -69,15 +69,16 @@ INSERT INTO deliveries_delivery (
     finished_at
 )
 SELECT e.id, s.id, 'succeeded', 1, 0, '', e.created_at, e.created_at
-FROM (SELECT *, row_number() OVER () AS n FROM deliveries_event) e
+FROM (SELECT *, row_number() OVER (ORDER BY created_at) AS n FROM deliveries_event) e
 JOIN (SELECT *, row_number() OVER () AS n FROM subscriptions_subscription) s
-    ON s.n = 1 + e.n % 2000;
+    ON s.n = 1 + e.n % 2000
+ORDER BY e.n;
 
 INSERT INTO deliveries_attempt (
     delivery_id, number, outcome, status_code, error, response_body, remote_address, started_at,
     duration_ms
 )
-SELECT id, 1, 'success', 200, '', '', '', created_at, 1 FROM deliveries_delivery;
+SELECT id, 1, 'success', 200, '', '', '', created_at, 1 FROM deliveries_delivery ORDER BY id;
 """
 
 
