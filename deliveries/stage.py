@@ -199,9 +199,10 @@ class Stage(Generic[Item]):
                     item = self._items.get(timeout=timeout)
             except queue.Empty:
                 return
-            if item is None:
+            if item is not None:
+                batch.append(item)
+            elif wait and not batch:
                 return
-            batch.append(item)
 
     def _take_due(self, batch: list[Item]) -> None:
         """Take what was put for later and is due."""

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from deliveries.stage import LARGE, Every, Rest, Stage
+from tests.webhooks_project.waiting import eventually
 
 
 def test_what_comes_meanwhile_shares_a_batch() -> None:
@@ -73,6 +74,28 @@ def test_a_batch_that_fails_is_logged_and_the_next_one_is_handled() -> None:
     stage.put(2)
     stage.close()
     assert seen == [1, 2]
+
+
+def test_what_was_put_behind_a_wake_up_is_handled_before_the_end() -> None:
+    seen: list[int] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def handle(batch: list[int]) -> None:
+        seen.extend(batch)
+        begun.set()
+        go_on.wait(30)
+
+    stage: Stage[int] = Stage("test", handle)
+    stage.put(0)
+    begun.wait(30)
+    stage.wake()
+    stage.put(1)
+    closing = threading.Thread(target=stage.close)
+    closing.start()
+    eventually(lambda: stage._closed)
+    go_on.set()
+    closing.join(30)
+    assert seen == [0, 1]
 
 
 def test_what_is_done_every_so_often_waits_for_its_time() -> None:
