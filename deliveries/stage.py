@@ -1,7 +1,7 @@
 """A stage: a thread that takes whatever has gathered, at once when it is idle.
 
 A lone item waits for nothing; items that come together share one batch, and so one transaction.
-Where many come one after the other, there are pauses in which they gather (`Rest`).
+Where many come one after the other, there are pauses in which they gather (`rest`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from deliveries.turns import Turns
 from subscriptions.database import close_own_connection
@@ -27,34 +27,21 @@ ERROR_PAUSE = 1.0
 # A batch of at least so many items is worth its transaction. With 5 instead, the worker takes 1.2
 # times as long for each of the single events that 8 threads publish.
 LARGE = 40
+# The longest pause after a small batch, in seconds.
+MAX_PAUSE = 0.02
 
 
-class Pace(Protocol):
-    """When a stage may begin its next batch."""
-
-    def wait(self, now: float) -> float:
-        """Seconds until then, asked when the last batch is done."""
-
-    def count(self, now: float, size: int) -> None:
-        """A batch of `size` items begins."""
+# When the next batch may begin: of when the last one began and ended, and of its size.
+Pace = Callable[[float, float, int], float]
 
 
-class Every:
+def every(seconds: float) -> Pace:
     """One batch in so many seconds, at most."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._next_at = 0.0
-
-    def wait(self, now: float) -> float:
-        return max(0.0, self._next_at - now)
-
-    def count(self, now: float, size: int) -> None:
-        self._next_at = now + self._seconds
+    return lambda began, ended, size: began + seconds
 
 
-class Rest:
-    """After a small batch, a pause of `times` what it took, `limit` seconds at most.
+def rest(times: float) -> Pace:
+    """After a small batch, a pause of `times` what it took, `MAX_PAUSE` at most.
 
     A batch costs a transaction, however small it is, so what comes meanwhile shares the next. The
     busier the machine, the longer a batch takes, and the more share one. With a hundred batches a
@@ -63,19 +50,10 @@ class Rest:
     the same.
     """
 
-    def __init__(self, times: float, limit: float) -> None:
-        self._times = times
-        self._limit = limit
-        self._began: float | None = None
+    def next_at(began: float, ended: float, size: int) -> float:
+        return ended if size >= LARGE else ended + min(MAX_PAUSE, times * (ended - began))
 
-    def wait(self, now: float) -> float:
-        if self._began is None:
-            return 0.0
-        took, self._began = now - self._began, None
-        return min(self._limit, self._times * took)
-
-    def count(self, now: float, size: int) -> None:
-        self._began = now if size < LARGE else None
+    return next_at
 
 
 class Stage(Generic[Item]):
@@ -100,6 +78,7 @@ class Stage(Generic[Item]):
         self._handle = handle
         self._max_batch = max_batch
         self._pace = pace
+        self._next_at = 0.0
         self._hurry = threading.Event()
         self._setup = setup
         self._teardown = teardown
@@ -164,10 +143,13 @@ class Stage(Generic[Item]):
                 continue
             if not batch:
                 break
+            began = time.monotonic()
             try:
                 self._handle(batch)
             except Exception:
                 logger.exception("the %s stage failed with a batch of %d", self._name, len(batch))
+            if self._pace is not None:
+                self._next_at = self._pace(began, time.monotonic(), len(batch))
         if self._teardown is not None:
             self._teardown()
 
@@ -176,14 +158,12 @@ class Stage(Generic[Item]):
         batch: list[Item] = []
         while not batch:
             ended = self._closed
-            wait = 0.0 if ended or self._pace is None else self._pace.wait(time.monotonic())
-            if wait > 0:
+            wait = self._next_at - time.monotonic()
+            if wait > 0 and not ended:
                 self._hurry.wait(wait)
             # What made it hurry has been handed over.
             self._hurry.clear()
             self._gather(batch, wait=not ended)
-            if self._pace is not None and batch:
-                self._pace.count(time.monotonic(), len(batch))
             if ended:
                 break
         return batch

@@ -22,7 +22,7 @@ from deliveries.claiming.claims import (
 )
 from deliveries.claiming.memory import BodyMemory
 from deliveries.progress import Progress
-from deliveries.stage import Rest, Stage
+from deliveries.stage import Stage, rest
 from deliveries.values import ClaimedLane
 from deliveries.waking import wakeups
 from deliveries.waking.queues import DELIVER, RECOVER
@@ -52,10 +52,8 @@ DELIVERIES_AT_ONCE = 250
 # What the last claims found counts as much as one for so many subscriptions.
 REMEMBERED = 20
 
-# How long the pause after a claim for a few subscriptions is, as a multiple of what the claim took,
-# and in seconds at most.
+# How long the pause after a claim for a few subscriptions is, as a multiple of what the claim took.
 PAUSE = 1.0
-MAX_PAUSE = 0.02
 
 # A claim may wait for no disk: after a crash of PostgreSQL, what was in flight may be sent again.
 _SETTINGS = {"synchronous_commit": "off"}
@@ -284,7 +282,7 @@ class _ClaimStage(Stage[UUID]):
             "recover" if owner.recovering else "claim",
             owner.handle,
             max_batch=wakeups.TAKEN_AT_ONCE,
-            pace=Rest(PAUSE, MAX_PAUSE),
+            pace=rest(PAUSE),
             setup=lambda: use_own_connection(_SETTINGS),
             teardown=close_own_connection,
         )

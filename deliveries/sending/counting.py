@@ -8,7 +8,7 @@ from django.db import connection
 
 from deliveries.monitoring.counts import counts
 from deliveries.monitoring.rollups import rollups
-from deliveries.stage import Every, Stage
+from deliveries.stage import Stage, every
 from deliveries.waking.wakeups import OUTAGE_SECONDS
 
 
@@ -17,8 +17,8 @@ class Counting:
 
     def __init__(self, stopping: threading.Event) -> None:
         self._stopping = stopping
-        self._sharing: Stage[bool] = Stage("count", self._share, pace=Every(1.0))
-        self._rolling_up: Stage[bool] = Stage("roll up", self._roll_up, pace=Every(5.0))
+        self._sharing: Stage[bool] = Stage("count", self._share, pace=every(1.0))
+        self._rolling_up: Stage[bool] = Stage("roll up", self._roll_up, pace=every(5.0))
 
     def share(self) -> None:
         """Something was counted. Never waits."""

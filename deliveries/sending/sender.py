@@ -34,7 +34,7 @@ from deliveries.sending.counting import Counting
 from deliveries.sending.lane import OpenLane
 from deliveries.sending.request import request_of
 from deliveries.settling.settle import Settled, settle, unsettled
-from deliveries.stage import FairStage, Rest, Stage, call_all
+from deliveries.stage import FairStage, Stage, call_all, rest
 from deliveries.transport import Exchange, NotStarted, Transport, transport
 from deliveries.turns import Turns
 from deliveries.values import ClaimedDelivery, ClaimedLane, LaneEnd, Result
@@ -66,10 +66,8 @@ LOCKED_DELAY = 0.05
 MAX_LOCKED_DELAY = 2.0
 # How long `close` waits for what is in flight, in seconds: longer than a request, and settling it.
 CLOSE_TIMEOUT = 60.0
-# How long the pause after a settlement of a few results is, as a multiple of what it took, and in
-# seconds at most.
+# How long the pause after a settlement of a few results is, as a multiple of what it took.
 PAUSE = 2.0
-MAX_PAUSE = 0.02
 # How many results one settlement writes at most: a lane that has one more delivery waits for the
 # settlement of its last. In the benchmark's *tenants* the quiet tenant's p99 was 228 ms with 2,000
 # at once and 78 with 300, and the flood took no longer.
@@ -118,7 +116,7 @@ class Sender:
             self._settle_batch,
             owner=lambda item: item.lane.claimed.tenant,
             max_batch=SETTLED_AT_ONCE,
-            pace=Rest(PAUSE, MAX_PAUSE),
+            pace=rest(PAUSE),
             setup=self._begin_settling,
             teardown=close_own_connection,
         )

@@ -244,14 +244,14 @@ class Listener:
         Raises `redis.RedisError`.
         """
         limit = min(limit, TAKEN_AT_ONCE)
-        if wait <= 0 or not self._bell_outlasts_a_wait():
+        if not self._bell_outlasts_a_wait():
             self._rung_at = time.monotonic()
             left, taken = _script(_TAKE)(
                 self._names, [_milliseconds(BELL_SECONDS), limit], client=client()
             )
             if left:
                 self._ask_for_help()
-            if taken or wait <= 0:
+            if taken:
                 return [member.decode() for member in taken[::2]]
         found: Any = _waiting_client().bzmpop(
             min(wait, WAIT_SECONDS), 1, self._names[:1], min=True, count=limit

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from deliveries.stage import LARGE, Every, Rest, Stage
+from deliveries.stage import LARGE, Stage, every, rest
 from tests.webhooks_project.waiting import eventually
 
 
@@ -99,26 +99,17 @@ def test_what_was_put_behind_a_wake_up_is_handled_before_the_end() -> None:
 
 
 def test_what_is_done_every_so_often_waits_for_its_time() -> None:
-    pace = Every(5.0)
-    assert pace.wait(100.0) == 0
-    pace.count(100.0, 1)
-    assert pace.wait(102.0) == 3
-    assert pace.wait(105.0) == 0
+    assert every(5.0)(100.0, 101.0, 1) == 105.0
 
 
 @pytest.mark.parametrize(("took", "pause"), [(0.0, 0.0), (0.002, 0.004), (0.01, 0.02), (5.0, 0.02)])
 def test_the_pause_after_a_small_batch_is_by_what_it_took(took: float, pause: float) -> None:
-    pace = Rest(2.0, 0.02)
-    assert pace.wait(100.0) == 0, "before the first"
-    pace.count(100.0, LARGE - 1)
-    assert pace.wait(100.0 + took) == pytest.approx(pause)
-    assert pace.wait(100.0 + took + pause) == 0, "once"
+    ended = 100.0 + took
+    assert rest(2.0)(100.0, ended, LARGE - 1) == pytest.approx(ended + pause)
 
 
 def test_a_large_batch_is_worth_its_transaction() -> None:
-    pace = Rest(2.0, 0.02)
-    pace.count(100.0, LARGE)
-    assert pace.wait(101.0) == 0
+    assert rest(2.0)(100.0, 101.0, LARGE) == 101.0
 
 
 def test_what_is_urgent_ends_the_wait_of_what_is_not() -> None:
@@ -131,7 +122,7 @@ def test_what_is_urgent_ends_the_wait_of_what_is_not() -> None:
             done.set()
 
     # One small batch an hour: without the urgent item the test would not end.
-    stage: Stage[int] = Stage("paced", handle, pace=Every(3600))
+    stage: Stage[int] = Stage("paced", handle, pace=every(3600))
     stage.put(0, urgent=True)
     for number in range(1, 50):
         stage.put(number)
