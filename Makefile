@@ -73,7 +73,7 @@ bench-growth: venv ## Only the costs up to ten million deliveries
 bench-pages: venv ## The admin's pages beside ten million deliveries
 	@$(BIN)/python benchmarks/pages.py $(ARGS)
 
-soak-database: venv ## Ten million deliveries at full speed: no table grows (an hour)
+soak-database: venv ## Ten million deliveries at full speed: no table grows (half an hour)
 	@$(BIN)/python benchmarks/bench.py --soak $(DELIVERIES) $(ARGS)
 
 bench-trace: venv ## Milliseconds of each step of one event. ARGS=--show: each call

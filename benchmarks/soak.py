@@ -26,7 +26,7 @@ SUBSCRIPTIONS = 20
 # Published at once, then looked whether the backlog is short enough for the next.
 EVENTS_A_ROUND = 500
 BACKLOG = 30_000
-PRUNE_SECONDS = 5.0
+PRUNE_SECONDS = 20.0
 SAMPLES = 30
 # By how much the tables may be larger in the last third than in the one before.
 FLAT = 1.25
