@@ -93,7 +93,7 @@ class Stage(Generic[Item]):
     def put(self, item: Item, *, urgent: bool = False) -> None:
         """Hand over an item. Never waits; nor does an `urgent` one wait for others."""
         self._items.put(item)
-        if urgent:
+        if urgent and not self._hurry.is_set():
             self._hurry.set()
         if self._thread is None:
             self._start()

@@ -30,7 +30,10 @@ class Turns(Generic[Item]):
             yield from items.values()
 
     def put(self, owner: str, item: Item) -> None:
-        self._waiting.setdefault(owner, OrderedDict())[id(item)] = item
+        items = self._waiting.get(owner)
+        if items is None:
+            items = self._waiting[owner] = OrderedDict()
+        items[id(item)] = item
 
     def pop(self) -> Item:
         """The item that has waited longest of the owner whose turn it is. It waits no longer.

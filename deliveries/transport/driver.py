@@ -93,7 +93,6 @@ class Driver:
         self._poller = new_poller()
         self._poller.register(self._wakee_fd, READ)
         self._sockets = Sockets(self._poller)
-        self._timer: float | None = None
         self._next_look = 0.0
         self._names = NameBook(
             plan.resolver, plan.limits.allowed, plan.dns_cache, plan.dns_stale, self._on_found
@@ -105,7 +104,6 @@ class Driver:
         self._numbers = itertools.count()
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._sockets.changed)
-        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
         self._multi.setopt(pycurl.M_MAXCONNECTS, plan.max_connections)
         self.thread = threading.Thread(target=self._run, name="webhook-transport", daemon=True)
         self.thread.start()
@@ -203,11 +201,11 @@ class Driver:
                 if not budget.has_next:
                     break
                 self._start(budget.next())
-        now = time.monotonic()
-        if self._timer is not None and now >= self._timer:
-            self._timer = None
+        # `CURLMOPT_TIMERFUNCTION` would be called some times for each request; once a turn is enough.
+        if self._multi.timeout() == 0:
             self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
         self._collect()
+        now = time.monotonic()
         if now >= self._next_look:
             self._look_at_slow_ones(now)
         if self._resolving:
@@ -251,7 +249,7 @@ class Driver:
         moments = [
             moment
             for moment in (
-                self._timer,
+                self._libcurl_timer(),
                 self._resolving[0][0] if self._resolving else None,
                 *[budget.next_start_by() for budget in self._budgets],
                 self._stop_at,
@@ -262,8 +260,10 @@ class Driver:
             return None
         return max(0.0, min(moments) - time.monotonic())
 
-    def _on_timer(self, milliseconds: int) -> None:
-        self._timer = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
+    def _libcurl_timer(self) -> float | None:
+        """When libcurl wants to be called, whatever its sockets do."""
+        milliseconds = self._multi.timeout()
+        return None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
 
     def _begin(self, job: Job, now: float) -> None:
         job.budget.in_flight += 1
