@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import signal
@@ -36,6 +37,12 @@ def pytest_configure() -> None:
     """A program that is started in the background of a shell, as CI may start this, ignores
     Ctrl-C, and so would its children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays; to look through it again and again costs a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -26,3 +26,5 @@ DATABASES["default"]["TEST"] = {"TEMPLATE": TEMPLATE}
 # Room for tests that race fifty threads; a web process has a smaller pool.
 DATABASES["default"]["OPTIONS"]["pool"]["max_size"] = 64
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+# Each test's client has a middleware of its own, which would look through all files first.
+WHITENOISE_AUTOREFRESH = True

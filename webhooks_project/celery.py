@@ -36,7 +36,6 @@ def _tune_the_interpreter(**_: Any) -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
     sys.setswitchinterval(0.0005)
 
 

@@ -201,7 +201,7 @@ class Driver:
                 if not budget.has_next:
                     break
                 self._start(budget.next())
-        # `CURLMOPT_TIMERFUNCTION` would be called some times for each request; once a turn is enough.
+        # `CURLMOPT_TIMERFUNCTION` would be called some times for each request; this is enough.
         if self._multi.timeout() == 0:
             self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
         self._collect()

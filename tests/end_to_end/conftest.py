@@ -20,6 +20,8 @@ from tests.conftest import empty_redis
 from webhooks_project.child import as_child
 
 ROOT = Path(__file__).resolve().parents[2]
+# As `webhooks_project.programs` starts workers and beat.
+CELERY = [sys.executable, "-m", "celery", "--skip-checks", "-A", "webhooks_project"]
 # Everything a test may wait for has happened long before; only a failure waits this long.
 TIMEOUT = 60.0
 
@@ -81,7 +83,7 @@ class Workers:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 as_child(
-                    [sys.executable, "-m", "celery", "-A", "webhooks_project", *arguments],
+                    [*CELERY, *arguments],
                     signal.SIGKILL,
                 ),
                 cwd=ROOT,
