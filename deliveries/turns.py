@@ -30,10 +30,7 @@ class Turns(Generic[Item]):
             yield from items.values()
 
     def put(self, owner: str, item: Item) -> None:
-        items = self._waiting.get(owner)
-        if items is None:
-            items = self._waiting[owner] = OrderedDict()
-        items[id(item)] = item
+        self._waiting.setdefault(owner, OrderedDict())[id(item)] = item
 
     def pop(self) -> Item:
         """The item that has waited longest of the owner whose turn it is. It waits no longer.

@@ -14,6 +14,9 @@ from webhooks_project.supervisor import Program
 
 DELIVER_QUEUES = "deliver"
 RECOVER_QUEUES = "recover,maintenance"
+# How workers and beat are started. Celery's own run of Django's checks, whose result it ignores,
+# would load the whole web: 0.15 s and 4 MiB. `deliveries.starting` checks what they must have.
+CELERY = [sys.executable, "-m", "celery", "--skip-checks", "-A", "webhooks_project"]
 
 WEB_PROCESSES = 2
 WEB_THREADS = 8
@@ -45,15 +48,11 @@ def web_url(listener: socket.socket) -> str:
 
 
 def worker(name: str, queues: str, threads: int, ready_directory: Path) -> Program:
-    """A Celery worker with a thread for each delivery that may wait for a receiver.
-
-    Celery's own run of Django's checks, whose result it ignores, would load the whole web: 0.15 s
-    and 4 MiB. What a worker and beat must have is checked by `deliveries.starting`.
-    """
+    """A Celery worker with a thread for each delivery that may wait for a receiver."""
     return Program(
         name=name,
         command=[
-            *(sys.executable, "-m", "celery", "--skip-checks", "-A", "webhooks_project", "worker"),
+            *(*CELERY, "worker"),
             *("--pool", "threads", "--concurrency", str(threads)),
             *("--queues", queues, "-n", f"{name}@%h"),
             # What workers tell each other is of no use here, and costs a second at the start.
@@ -69,7 +68,7 @@ def beat(ready_directory: Path) -> Program:
     return Program(
         name="beat",
         command=[
-            *(sys.executable, "-m", "celery", "--skip-checks", "-A", "webhooks_project", "beat"),
+            *(*CELERY, "beat"),
             "--pidfile=",  # a second beat is harmless: the sweep claims its rows
         ],
         env={"WEBHOOKS_READY_FILE": str(ready_directory / "beat")},

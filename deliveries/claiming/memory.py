@@ -21,8 +21,7 @@ class BodyMemory:
         self.limit = limit
         self.held = 0
         self._typical = TYPICAL_BODY
-        self._lock = threading.Lock()
-        self._freed = threading.Condition(self._lock)
+        self._freed = threading.Condition()
 
     @property
     def of_a_lane(self) -> int:
@@ -53,7 +52,7 @@ class BodyMemory:
 
     def release(self, payload: Payload) -> None:
         """One delivery needs its body no longer."""
-        with self._lock:
+        with self._freed:
             payload.users -= 1
             if payload.users == 0:
                 self.held -= len(payload.body)

@@ -127,15 +127,18 @@ def _signed_text(event_id: str, timestamp: str, body: bytes) -> bytes:
 
 
 def _standard(secret: str, signed: bytes) -> str:
-    mac = _keyed(key_bytes(secret)).copy()
-    mac.update(signed)
-    return binascii.b2a_base64(mac.digest(), newline=False).decode("ascii")
+    digest = _mac(key_bytes(secret), signed).digest()
+    return binascii.b2a_base64(digest, newline=False).decode("ascii")
 
 
 def _plain(secret: str, body: bytes) -> str:
-    mac = _keyed(secret.encode()).copy()
-    mac.update(body)
-    return mac.hexdigest()
+    return _mac(secret.encode(), body).hexdigest()
+
+
+def _mac(key: bytes, text: bytes) -> hmac.HMAC:
+    mac = _keyed(key).copy()
+    mac.update(text)
+    return mac
 
 
 @lru_cache(maxsize=10_000)

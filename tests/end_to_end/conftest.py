@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +17,9 @@ from django.db import connection
 
 from tests.conftest import empty_redis
 from webhooks_project.child import as_child
+from webhooks_project.programs import CELERY
 
 ROOT = Path(__file__).resolve().parents[2]
-# As `webhooks_project.programs` starts workers and beat.
-CELERY = [sys.executable, "-m", "celery", "--skip-checks", "-A", "webhooks_project"]
 # Everything a test may wait for has happened long before; only a failure waits this long.
 TIMEOUT = 60.0
 
@@ -82,10 +80,7 @@ class Workers:
         }
         with log.open("wb") as output:
             process = subprocess.Popen(
-                as_child(
-                    [*CELERY, *arguments],
-                    signal.SIGKILL,
-                ),
+                as_child([*CELERY, *arguments], signal.SIGKILL),
                 cwd=ROOT,
                 env=environment,
                 stdout=output,

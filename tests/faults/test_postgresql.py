@@ -268,3 +268,4 @@ def test_a_locked_subscription_slows_no_other_down(world: World, measured: Row) 
         longest=f"{1000 * max(without):.0f} and {1000 * max(among):.0f} ms",
     )
     assert loud <= SLOWER * quiet
+    assert len(among) * SLOWER >= len(without)
