@@ -39,10 +39,12 @@ logger = logging.getLogger(__name__)
 
 # The first and the longest wait for a row that another transaction has locked, in seconds; each
 # wait is twice the last.
-LOCKED_DELAY = 0.02
+LOCKED_DELAY = 0.002
 MAX_LOCKED_DELAY = 1.0
 # How long a process that listens waits between two looks whether Redis is back, in seconds.
 OUTAGE_PAUSE = 0.1
+# While a short wait is under way, the due set is looked at each time that these seconds are over.
+LOOK_PAUSE = 0.005
 # How often a process that has no room looks whether it has, in seconds.
 NO_ROOM_PAUSE = 0.02
 
@@ -144,11 +146,12 @@ class Claimer:
             self._stopping.wait(OUTAGE_PAUSE)
             return []
         try:
-            # Redis takes no wait of less than a millisecond for one.
-            seconds = wakeups.WAIT_SECONDS if timeout is None else max(0.001, timeout)
+            seconds = wakeups.WAIT_SECONDS if timeout is None else timeout
             began = time.monotonic()
             found = self._listener.take(limit, wait=seconds)
             wakeups.redis_outage.end()
+            if not found and seconds < wakeups.SHORTEST_WAIT:
+                self._stopping.wait(min(seconds, LOOK_PAUSE))
             if found:
                 self._listen_until = time.monotonic() + wakeups.LISTEN_SECONDS
             elif began > self._listen_until:

@@ -62,7 +62,7 @@ SETTLE_TIMEOUT = 30.0
 SETTLE_TIME = 5.0
 # The first and the longest wait for a row that another transaction has locked, in seconds; each
 # wait is twice the last.
-LOCKED_DELAY = 0.05
+LOCKED_DELAY = 0.005
 MAX_LOCKED_DELAY = 2.0
 # How long `close` waits for what is in flight, in seconds: longer than a request, and settling it.
 CLOSE_TIMEOUT = 60.0

@@ -45,6 +45,8 @@ BELL_SECONDS = 2.0
 # A wait must be shorter than the bell.
 LISTEN_SECONDS = 5.0
 WAIT_SECONDS = 1.0
+# Redis looks ten times a second which waits are over: a shorter one may last this long, in seconds.
+SHORTEST_WAIT = 0.1
 # While ids are left in the due set, another worker is asked for help once in this time.
 HELP_SECONDS = 1.0
 # How long a server that failed is not tried again.
@@ -241,7 +243,7 @@ class Listener:
     def take(self, limit: int, *, wait: float) -> list[str]:
         """Ids to claim, `limit` at most, after up to `wait` seconds for the first.
 
-        Raises `redis.RedisError`.
+        Does not wait at all for less than `SHORTEST_WAIT`. Raises `redis.RedisError`.
         """
         limit = min(limit, TAKEN_AT_ONCE)
         if not self._bell_outlasts_a_wait():
@@ -253,8 +255,13 @@ class Listener:
                 self._ask_for_help()
             if taken:
                 return [member.decode() for member in taken[::2]]
-        found: Any = _waiting_client().bzmpop(
-            min(wait, WAIT_SECONDS), 1, self._names[:1], min=True, count=limit
+        due_set = self._names[:1]
+        found: Any = (
+            client().zmpop(1, due_set, min=True, count=limit)
+            if wait < SHORTEST_WAIT
+            else _waiting_client().bzmpop(
+                min(wait, WAIT_SECONDS), 1, due_set, min=True, count=limit
+            )
         )
         if found is None:
             return []

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
 from django.db import connection
 from django.utils import timezone
 
@@ -18,6 +19,7 @@ from deliveries.claiming.claimer import Claimer
 from deliveries.claiming.claims import claim
 from deliveries.claiming.memory import BodyMemory
 from deliveries.models import Attempt, Delivery, Lane
+from deliveries.progress import Progress
 from deliveries.sending.sender import Sender
 from subscriptions import database
 from tests.deliveries.conftest import Script
@@ -232,6 +234,41 @@ def test_a_lane_that_somebody_has_locked_holds_up_no_other(
     assert statuses(stuck) == {"succeeded": 2}
     assert sorted(delays) == delays, "the delay grows"
     assert sorted(rounds)[5] < 0.2, "no round waits for a lock"
+
+
+class Noting(Claimer):
+    """It claims nothing, and says that it was to."""
+
+    def __init__(self) -> None:
+        self.came = threading.Event()
+        super().__init__(
+            recovering=False,
+            memory=BodyMemory(2**20),
+            progress=Progress(),
+            places=lambda: 1,
+            on_claimed=lambda lanes, recovering: None,
+            stopping=threading.Event(),
+        )
+
+    def handle(self, subscription_ids: list[uuid.UUID]) -> None:
+        for _ in subscription_ids:
+            self._progress.end()
+        self.came.set()
+
+
+def test_a_short_wait_is_short_while_the_process_listens(broker: redis.Redis) -> None:
+    """As for a lane that a settlement has locked: the next event for it waits a few ms."""
+    claimer = Noting()
+    claimer.listen()
+    took = []
+    for _ in range(11):
+        began = time.monotonic()
+        claimer._later(uuid.uuid4(), 0.02)
+        assert claimer.came.wait(20)
+        took.append(time.monotonic() - began)
+        claimer.came.clear()
+    claimer.close()
+    assert sorted(took)[5] < 0.045, "a wait in Redis ends at its next look, 100 ms apart"
 
 
 def test_the_bodies_that_a_process_holds_have_a_limit(
