@@ -1,4 +1,5 @@
-"""Beat's scheduler: the one of django-celery-beat, which outlives a clock that is set back."""
+"""Beat's scheduler: the one of django-celery-beat, with a first sweep when beat starts for the
+first time, and without waiting for a clock that was set back."""
 
 from __future__ import annotations
 
@@ -7,14 +8,27 @@ from typing import Any
 
 from django_celery_beat.schedulers import DatabaseScheduler
 
+from deliveries.waking.queues import SWEEP
+
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+
 
 class Scheduler(DatabaseScheduler):  # type: ignore[misc]  # it has no types
     _seen = datetime.min.replace(tzinfo=UTC)
+
+    def setup_schedule(self) -> None:
+        super().setup_schedule()
+        # With the tasks that it has just put into the tables.
+        self._schedule = self.all_as_schedule()
 
     def all_as_schedule(self) -> Any:
         """What is read from the tables: when beat starts, and after each change there."""
         schedule = super().all_as_schedule()
         _forget_the_future(schedule, datetime.now(UTC))
+        for entry in schedule.values():
+            if entry.task == SWEEP and not entry.total_run_count:
+                # Nothing is due in a new database, but until there was a sweep `/readyz` says no.
+                entry.last_run_at = entry.model.last_run_at = _LONG_AGO
         return schedule
 
     def tick(self, *args: Any, **kwargs: Any) -> Any:

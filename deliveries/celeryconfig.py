@@ -11,7 +11,7 @@ from typing import Any
 
 from django.conf import settings
 
-from deliveries.waking.queues import DELIVER, MAINTENANCE
+from deliveries.waking.queues import DELIVER, MAINTENANCE, SWEEP
 from deliveries.waking.redis_address import RedisAddress
 from subscriptions.conf import WebhookSettings, conf
 
@@ -65,7 +65,7 @@ beat_scheduler = "deliveries.beat:Scheduler"
 beat_max_loop_interval = 1
 beat_schedule = {
     "webhooks: sweep": {
-        "task": "deliveries.tasks.sweep",
+        "task": SWEEP,
         "schedule": _sweep_interval(),
         # No `expires`: it is a time of day, and a worker whose clock is ahead would discard all.
         "options": {"queue": MAINTENANCE},

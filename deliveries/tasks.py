@@ -22,7 +22,7 @@ from deliveries.notices.telling import tell_due
 from deliveries.notices.watching import watch
 from deliveries.sending import pools  # noqa: F401 - connects its signal
 from deliveries.sending.sender import sender
-from deliveries.waking.queues import DELIVER, TASK
+from deliveries.waking.queues import DELIVER, SWEEP, TASK
 from subscriptions.conf import conf
 from subscriptions.database import DATABASE_ERRORS
 
@@ -52,7 +52,7 @@ def deliver(self: Task[Any, None], subscription_ids: Iterable[str] = ()) -> None
 _sweeping = threading.Lock()
 
 
-@shared_task(ignore_result=True)
+@shared_task(ignore_result=True, name=SWEEP)
 def sweep() -> None:
     """Wake every subscription with due work and no wake-up; one sweep at a time in a process."""
     if not _sweeping.acquire(blocking=False):

@@ -1,4 +1,4 @@
-"""Names of the Celery queues, and of the task that sends."""
+"""Names of the Celery queues, and of tasks."""
 
 DELIVER = "deliver"
 """Wake-ups of subscriptions whose last attempt succeeded."""
@@ -10,3 +10,4 @@ MAINTENANCE = "maintenance"
 """The sweep and the housekeeping, which must not wait behind either."""
 
 TASK = "deliveries.tasks.deliver"
+SWEEP = "deliveries.tasks.sweep"

@@ -1,0 +1,48 @@
+"""When beat's tasks are due."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from celery import current_app
+from django_celery_beat.models import PeriodicTask
+
+from deliveries.beat import Scheduler
+from deliveries.waking.queues import SWEEP
+
+# Reading the tables closes old connections.
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def scheduler() -> Scheduler:
+    """As beat begins with: what is to be done is in the tables, and never was."""
+    scheduler = Scheduler(app=current_app, lazy=True)
+    scheduler.setup_schedule()
+    return scheduler
+
+
+def due(schedule: Any) -> set[str]:
+    return {entry.task for entry in schedule.values() if entry.is_due().is_due}
+
+
+def test_only_the_sweep_is_due_when_beat_starts_for_the_first_time(scheduler: Scheduler) -> None:
+    """So a new installation is ready at once; a task of the application waits for its time."""
+    assert due(scheduler.schedule) == {SWEEP}
+
+
+def test_later_a_sweep_waits_for_its_time_even_if_the_tables_are_read_again(
+    scheduler: Scheduler,
+) -> None:
+    now = datetime.now(UTC)
+    PeriodicTask.objects.filter(task=SWEEP).update(last_run_at=now, total_run_count=1)
+    assert due(scheduler.all_as_schedule()) == set()
+
+
+def test_a_clock_that_was_set_back_is_not_waited_for(scheduler: Scheduler) -> None:
+    ahead = datetime.now(UTC) + timedelta(hours=1)
+    PeriodicTask.objects.update(last_run_at=ahead, total_run_count=1)
+    entries = scheduler.all_as_schedule().values()
+    assert all(entry.last_run_at < ahead for entry in entries)
