@@ -10,11 +10,14 @@ from uuid import UUID
 import pytest
 import redis
 
+from deliveries import publish
+from deliveries.models import Delivery
 from deliveries.sending.sender import Sender
 from deliveries.transport import Transport
 from deliveries.waking import wakeups
 from subscriptions.models import Subscription
 from tests.conftest import empty_redis
+from tests.factories import make_subscription
 from webhooks_project.receiver import Answer, Received, Receiver
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
@@ -98,3 +101,12 @@ def broker() -> Iterator[redis.Redis]:
     empty_redis().close()
     client.close()
     forget_clients()
+
+
+@pytest.fixture
+def deliveries() -> list[Delivery]:
+    """Three deliveries of three events to one subscription, newest first."""
+    make_subscription(name="billing")
+    for number in range(3):
+        publish("test.created", {"n": number, "note": "<script>alert(1)</script>"})
+    return list(Delivery.objects.order_by("-id"))
