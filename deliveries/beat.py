@@ -1,5 +1,5 @@
-"""Beat's scheduler: the one of django-celery-beat, with a first sweep when beat starts for the
-first time, and without waiting for a clock that was set back."""
+"""Beat's scheduler: the one of django-celery-beat, which sweeps at once where there was no sweep
+yet, and outlives a clock that is set back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Scheduler(DatabaseScheduler):  # type: ignore[misc]  # it has no types
 
     def setup_schedule(self) -> None:
         super().setup_schedule()
-        # With the tasks that it has just put into the tables.
+        # Read again: what it has just put into the tables has not been through `all_as_schedule`.
         self._schedule = self.all_as_schedule()
 
     def all_as_schedule(self) -> Any:

@@ -43,7 +43,9 @@ LOCKED_DELAY = 0.002
 MAX_LOCKED_DELAY = 1.0
 # How long a process that listens waits between two looks whether Redis is back, in seconds.
 OUTAGE_PAUSE = 0.1
-# While a short wait is under way, the due set is looked at each time that these seconds are over.
+# How long a process that listens pauses between two looks at the due set when the next of its own
+# items is due too soon to wait in Redis for, in seconds. Some lanes that somebody keeps locked make
+# it 200 looks a second at most.
 LOOK_PAUSE = 0.005
 # How often a process that has no room looks whether it has, in seconds.
 NO_ROOM_PAUSE = 0.02

@@ -45,7 +45,7 @@ BELL_SECONDS = 2.0
 # A wait must be shorter than the bell.
 LISTEN_SECONDS = 5.0
 WAIT_SECONDS = 1.0
-# Redis looks ten times a second which waits are over: a shorter one may last this long, in seconds.
+# An idle Redis looks ten times a second which waits are over: each may end so many seconds late.
 SHORTEST_WAIT = 0.1
 # While ids are left in the due set, another worker is asked for help once in this time.
 HELP_SECONDS = 1.0

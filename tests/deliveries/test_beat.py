@@ -18,7 +18,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def scheduler() -> Scheduler:
-    """As beat begins with: what is to be done is in the tables, and never was."""
+    """As when beat starts for the first time."""
     scheduler = Scheduler(app=current_app, lazy=True)
     scheduler.setup_schedule()
     return scheduler
@@ -29,7 +29,7 @@ def due(schedule: Any) -> set[str]:
 
 
 def test_only_the_sweep_is_due_when_beat_starts_for_the_first_time(scheduler: Scheduler) -> None:
-    """So a new installation is ready at once; a task of the application waits for its time."""
+    """So a new installation is ready at once; all other tasks wait for their time."""
     assert due(scheduler.schedule) == {SWEEP}
 
 

@@ -254,6 +254,7 @@ def test_everything_at_once_leaves_every_circuit_in_one_of_three_states(
         one.start()
     for one in threads:
         one.join(2 * PATIENCE)
+        assert not one.is_alive(), "a thread hangs"
     assert racers.unexpected == []
     for site in sites:
         site.respond = always(200)
