@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import psycopg
@@ -216,44 +218,55 @@ class Rounds:
         return ids <= {one.id for one in self._world.receivers.requests[since:]}
 
 
+@contextmanager
+def locking(world: World, names: list[str]) -> Iterator[None]:
+    """An operator's open transaction in which the rows of these subscriptions are locked."""
+    with world.postgresql.operator(DATABASE) as opened:
+        opened.execute("BEGIN")
+        rows = (
+            "SELECT id, consecutive_failures, last_success_at FROM subscriptions_subscription "
+            "WHERE name = ANY(%s) ORDER BY id"
+        )
+        before = opened.execute(f"{rows} FOR NO KEY UPDATE", [names]).fetchall()
+        yield
+        # Results are written in the end, for their leases are shorter than a lock may be.
+        assert opened.execute(rows, [names]).fetchall() == before, "the rows were not locked"
+        opened.execute("ROLLBACK")
+
+
 @pytest.mark.alone
 @pytest.mark.fault(
     "the rows of two subscriptions, one failing and one answering, locked by an operator's open "
     "transaction while their results come in",
-    f"rounds of {ROUND} others take at most {SLOWER} times as long; both go on once it is over",
+    f"rounds of {ROUND} others take at most {SLOWER} times as long as beside a transaction that "
+    "locks nothing of theirs; both go on once it is over",
 )
 def test_a_locked_subscription_slows_no_other_down(world: World, measured: Row) -> None:
     world.configure(circuit_threshold=1000)
     rounds = Rounds(world)
     world.subscribe(world.receivers.site(always(500)), ["fails"], name="fails")
     world.subscribe(world.receivers.site(), ["answers"], name="answers")
+    world.subscribe(world.receivers.site(), ["quiet"], name="quiet")
     locked = ["fails", "answers"]
     world.installation.standard()
     rounds.go_on(2)
-    without = rounds.go_on(PHASE / 2)
-    with world.postgresql.operator(DATABASE) as opened:
-        opened.execute("BEGIN")
-        opened.execute(
-            "SELECT id FROM subscriptions_subscription WHERE name = ANY(%s) "
-            "ORDER BY id FOR NO KEY UPDATE",
-            [locked],
-        )
-        before = len(world.receivers.requests)
-        world.ledger.publish_many(locked * 10)
-        assert world.receivers.wait_until(
-            lambda: {one.lane for one in world.receivers.requests[before:]} >= set(locked),
-            PATIENCE,
-        ), "nothing is sent for the locked ones"
-        among = rounds.go_on(PHASE)
-        # Their results are written in the end, for their leases are shorter than a lock may be.
-        counted = opened.execute(
-            "SELECT count(*) FROM subscriptions_subscription WHERE name = ANY(%s) "
-            "AND (consecutive_failures > 0 OR last_success_at IS NOT NULL)",
-            [locked],
-        ).fetchone()
-        assert counted == (0,), "the rows were not locked"
-        opened.execute("ROLLBACK")
-    without += rounds.go_on(PHASE / 2)
+    without: list[float] = []
+    among: list[float] = []
+    for _ in range(2):
+        # A transaction that stays open keeps PostgreSQL from removing the old versions of any row,
+        # which slows all that are updated: so there is one in both, and what differs is the locks.
+        with locking(world, ["quiet"]):
+            without += rounds.go_on(PHASE / 2)
+        with locking(world, locked):
+            before = len(world.receivers.requests)
+            world.ledger.publish_many(locked * 10)
+            assert world.receivers.wait_until(
+                lambda since=before: (
+                    {one.lane for one in world.receivers.requests[since:]} >= set(locked)
+                ),
+                PATIENCE,
+            ), "nothing is sent for the locked ones"
+            among += rounds.go_on(PHASE / 2)
     world.pause_all()
     world.wait_until_settled()
     found = check_invariants(world, replayed=False)
