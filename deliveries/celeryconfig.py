@@ -11,7 +11,7 @@ from typing import Any
 
 from django.conf import settings
 
-from deliveries.waking.queues import DELIVER, MAINTENANCE, SWEEP
+from deliveries.waking.queues import DELIVER, MAINTENANCE, SWEEP, TASK
 from deliveries.waking.redis_address import RedisAddress
 from subscriptions.conf import WebhookSettings, conf
 
@@ -44,7 +44,7 @@ accept_content = ["json"]
 
 task_default_queue = MAINTENANCE
 task_create_missing_queues = True
-task_routes = {"deliveries.tasks.deliver": {"queue": DELIVER}}
+task_routes = {TASK: {"queue": DELIVER}}
 # One message ahead for each thread: what one worker holds back, another cannot take.
 worker_prefetch_multiplier = 1
 worker_hijack_root_logger = False

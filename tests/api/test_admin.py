@@ -12,10 +12,7 @@ from django.test import Client
 from api import keys
 from api.models import ApiKey
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.filterwarnings("ignore:No directory at:UserWarning"),
-]
+pytestmark = pytest.mark.django_db
 LIST = "/admin/api/apikey/"
 KEY = re.compile(r"whk_[a-z0-9]{8}_[A-Za-z0-9]{43}")
 

@@ -5,17 +5,10 @@ from __future__ import annotations
 import html
 from typing import Any
 
-import pytest
 from django.test import Client
 from django.utils import timezone
 
 from deliveries.models import Attempt
-
-# Static files are found in the apps; nobody has collected them here.
-MARKS = [
-    pytest.mark.django_db,
-    pytest.mark.filterwarnings("ignore:No directory at:UserWarning"),
-]
 
 EVENTS = "/admin/deliveries/event/"
 DELIVERIES = "/admin/deliveries/delivery/"

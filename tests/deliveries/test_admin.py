@@ -17,7 +17,6 @@ from tests.deliveries.in_the_admin import (
     ATTEMPTS,
     DELIVERIES,
     EVENTS,
-    MARKS,
     SUBSCRIPTIONS,
     attempted,
     listed,
@@ -26,7 +25,7 @@ from tests.deliveries.in_the_admin import (
 from tests.deliveries.test_commands import finish
 from tests.factories import make_subscription
 
-pytestmark = MARKS
+pytestmark = pytest.mark.django_db
 
 
 @pytest.mark.parametrize("url", [EVENTS, DELIVERIES, ATTEMPTS])

@@ -26,10 +26,7 @@ from tests.deliveries.test_commands import finish
 from tests.factories import make_subscription, statuses
 from tests.subscriptions.test_commands import trip
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.filterwarnings("ignore:No directory at:UserWarning"),
-]
+pytestmark = pytest.mark.django_db
 
 LIST = "/admin/subscriptions/subscription/"
 

@@ -17,12 +17,12 @@ from deliveries.keeping import replay as replaying
 from deliveries.keeping.replay import Chosen, replay_chosen
 from deliveries.models import Delivery
 from subscriptions import audit
-from tests.deliveries.in_the_admin import DELIVERIES, MARKS, attempted, text
+from tests.deliveries.in_the_admin import DELIVERIES, attempted, text
 from tests.deliveries.test_commands import finish
 from tests.factories import make_subscription
 from tests.subscriptions.test_commands import trip
 
-pytestmark = MARKS
+pytestmark = pytest.mark.django_db
 
 
 def act(client: Client, action: str, *chosen: int, **fields: str) -> Any:

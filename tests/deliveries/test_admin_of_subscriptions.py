@@ -20,13 +20,13 @@ from deliveries.sending import send_test as send_test_module
 from deliveries.transport import Transport
 from subscriptions.models import Subscription, TripFuse
 from tests.deliveries.conftest import LOOPBACK
-from tests.deliveries.in_the_admin import DELIVERIES, MARKS, SUBSCRIPTIONS, text
+from tests.deliveries.in_the_admin import DELIVERIES, SUBSCRIPTIONS, text
 from tests.deliveries.test_commands import finish
 from tests.factories import make_subscription, make_subscription_with_secret, statuses
 from tests.subscriptions.test_commands import trip
 from webhooks_project.receiver import Answer, Receiver
 
-pytestmark = MARKS
+pytestmark = pytest.mark.django_db
 
 
 def test_the_list_of_subscriptions_counts_what_waits(

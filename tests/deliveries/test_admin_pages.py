@@ -25,7 +25,6 @@ from tests.deliveries.in_the_admin import (
     ATTEMPTS,
     DELIVERIES,
     EVENTS,
-    MARKS,
     attempted,
     listed,
     text,
@@ -34,7 +33,7 @@ from tests.deliveries.test_commands import finish
 from tests.factories import make_subscription
 from tests.subscriptions.test_commands import trip
 
-pytestmark = MARKS
+pytestmark = pytest.mark.django_db
 
 
 def links(client: Client, url: str, **query: Any) -> tuple[list[int], str, str]:

@@ -22,7 +22,6 @@ from tests.subscriptions.test_commands import trip
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.usefixtures("ordered"),
-    pytest.mark.filterwarnings("ignore:No directory at:UserWarning"),
 ]
 
 BATCH = 3

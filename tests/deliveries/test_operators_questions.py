@@ -28,7 +28,6 @@ from tests.subscriptions.test_commands import trip
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.usefixtures("ordered", "uncounted"),
-    pytest.mark.filterwarnings("ignore:No directory at:UserWarning"),
 ]
 
 EVENTS = "/admin/deliveries/event/"

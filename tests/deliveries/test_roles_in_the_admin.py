@@ -14,10 +14,7 @@ from deliveries.roles import ADMINISTRATOR, OPERATOR, ROLES, VIEWER
 from subscriptions.models import AuditEntry, Subscription
 from tests.factories import make_subscription
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.filterwarnings("ignore:No directory at:UserWarning"),
-]
+pytestmark = pytest.mark.django_db
 
 LIST = "/admin/subscriptions/subscription/"
 ACTIONS = {

@@ -407,7 +407,6 @@ def test_an_attempt_is_made_if_its_span_cannot_begin(
     assert "out of order" in caplog.text
 
 
-@pytest.mark.filterwarnings("ignore:No directory at:UserWarning")
 def test_an_events_page_shows_the_id_of_its_trace(admin_client: Client, ordered: object) -> None:
     with tracing.continued(HEADER):
         traced = publish("test.one", {})

@@ -7,10 +7,7 @@ from control_room import Page, pages, queries, signed_in
 from django.db import connection, transaction
 from filling import Size, fill
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.filterwarnings("ignore:No directory at:UserWarning"),
-]
+pytestmark = pytest.mark.django_db
 
 SMALL = Size(subscriptions=100, events=200, audit=300)
 LARGE = Size(subscriptions=200, events=600, audit=1200)

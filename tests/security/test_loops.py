@@ -13,9 +13,6 @@ from deliveries.sending.send_test import send_test
 from deliveries.sending.sender import Sender
 from tests.factories import make_subscription
 
-# Nothing is collected where tests run.
-pytestmark = pytest.mark.filterwarnings("ignore:No directory at")
-
 PAGES = ["/", "/healthz", "/admin/", "/admin/login/", "/static/admin/css/base.css", "/nowhere"]
 
 

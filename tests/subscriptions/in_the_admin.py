@@ -5,18 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import pytest
 from django.contrib.messages import get_messages
 from django.test import Client
 from django.urls import reverse
 
 from subscriptions.models import Subscription
-
-# Static files are found in the apps; nobody has collected them here.
-MARKS = [
-    pytest.mark.django_db,
-    pytest.mark.filterwarnings("ignore:No directory at:UserWarning"),
-]
 
 LIST = "/admin/subscriptions/subscription/"
 SECRET = re.compile(r"whsec_[A-Za-z0-9+/=]+")

@@ -20,7 +20,6 @@ from subscriptions.secrets import crypto
 from tests.factories import failure_report, make_subscription
 from tests.subscriptions.in_the_admin import (
     LIST,
-    MARKS,
     act,
     change_page,
     fields,
@@ -28,7 +27,7 @@ from tests.subscriptions.in_the_admin import (
 )
 from tests.subscriptions.test_commands import trip
 
-pytestmark = MARKS
+pytestmark = pytest.mark.django_db
 
 
 def test_the_list_shows_states_hosts_and_errors(admin_client: Client) -> None:

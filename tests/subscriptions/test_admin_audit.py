@@ -16,10 +16,7 @@ from subscriptions.circuit import Report, tally
 from subscriptions.models import AuditEntry, Subscription
 from tests.factories import make_subscription
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.filterwarnings("ignore:No directory at:UserWarning"),
-]
+pytestmark = pytest.mark.django_db
 
 LIST = "/admin/subscriptions/auditentry/"
 

@@ -14,7 +14,6 @@ from subscriptions.models import Subscription
 from tests.factories import make_subscription
 from tests.subscriptions.in_the_admin import (
     LIST,
-    MARKS,
     SECRET,
     change_page,
     fields,
@@ -22,7 +21,7 @@ from tests.subscriptions.in_the_admin import (
 )
 from tests.subscriptions.test_commands import stored_secrets, trip
 
-pytestmark = MARKS
+pytestmark = pytest.mark.django_db
 
 
 def test_a_new_subscription_shows_its_secret_once_and_stores_it_nowhere_readable(

@@ -17,14 +17,13 @@ from subscriptions.models import AuditEntry, Subscription
 from tests.factories import make_subscription
 from tests.subscriptions.in_the_admin import (
     LIST,
-    MARKS,
     SECRET,
     change_page,
     fields,
 )
 from tests.subscriptions.test_commands import stored_secrets
 
-pytestmark = MARKS
+pytestmark = pytest.mark.django_db
 
 
 @pytest.mark.parametrize(("choice", "live"), [("overlap", 2), ("0", 1)])
