@@ -53,7 +53,7 @@ timezone = "UTC"
 enable_utc = True
 
 
-def _sweep_interval() -> float:
+def _sweep_interval() -> int:
     """By the Django settings, or by the environment where it is they that import this module."""
     module = os.environ.get("DJANGO_SETTINGS_MODULE")
     if not settings.configured and module in sys.modules:

@@ -259,8 +259,11 @@ class WebhookSettings:
     claim_batch: int = _setting(
         200, _whole(1, 10000), "deliveries of one subscription that are claimed at once, at most"
     )
-    sweep_interval: float = _setting(
-        5.0, _seconds(0.1, 3600), "seconds between two sweeps for due work that has no wake-up"
+    sweep_interval: int = _setting(
+        5,
+        # django-celery-beat keeps whole seconds, and takes half a second for none at all.
+        _whole(1, 3600),
+        "seconds between two sweeps for due work that has no wake-up, a whole number",
     )
     prepared_statements: bool = _setting(
         True,

@@ -34,7 +34,7 @@ os.environ.update(
     # Receivers are on this machine.
     WEBHOOKS_ALLOWED_NETWORKS="127.0.0.0/8",
     WEBHOOKS_QUICK_RETRIES="0.1",
-    WEBHOOKS_SWEEP_INTERVAL="0.5",
+    WEBHOOKS_SWEEP_INTERVAL="1",
     WEBHOOKS_LOG_LEVEL="WARNING",
 )
 

@@ -11,6 +11,7 @@ from django_celery_beat.models import PeriodicTask
 
 from deliveries.beat import Scheduler
 from deliveries.waking.queues import SWEEP
+from subscriptions.conf import conf
 
 # Reading the tables closes old connections.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -31,6 +32,12 @@ def due(schedule: Any) -> set[str]:
 def test_only_the_sweep_is_due_when_beat_starts_for_the_first_time(scheduler: Scheduler) -> None:
     """So a new installation is ready at once; all other tasks wait for their time."""
     assert due(scheduler.schedule) == {SWEEP}
+
+
+def test_the_interval_of_the_setting_is_that_of_the_tables(scheduler: Scheduler) -> None:
+    """They keep whole seconds: of a fraction beat would make nothing, and sweep all the time."""
+    interval = PeriodicTask.objects.get(task=SWEEP).interval
+    assert (interval.every, interval.period) == (conf().sweep_interval, "seconds")
 
 
 def test_later_a_sweep_waits_for_its_time_even_if_the_tables_are_read_again(

@@ -151,7 +151,7 @@ def environment(broker: redis.Redis, configure: Callable[..., None]) -> dict[str
         "WEBHOOKS_SECRET_KEYS": ",".join(settings.WEBHOOKS.secret_keys),
         "WEBHOOKS_ALLOWED_NETWORKS": "127.0.0.0/8",
         "WEBHOOKS_QUICK_RETRIES": "0.1,0.2,0.4",
-        "WEBHOOKS_SWEEP_INTERVAL": "0.5",
+        "WEBHOOKS_SWEEP_INTERVAL": "1",
     }
 
 

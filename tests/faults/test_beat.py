@@ -67,7 +67,6 @@ def test_without_a_beat_lost_wake_ups_wait_for_its_return(
     "nothing is sent twice because of it",
 )
 def test_sweeps_at_once_send_nothing_twice(world: World, topics: list[str], measured: Row) -> None:
-    world.configure(sweep_interval=0.2)
     world.installation.standard()
     world.installation.beat()
     began = time.monotonic()

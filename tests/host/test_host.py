@@ -136,12 +136,12 @@ print(json.dumps({
 
 @pytest.mark.parametrize("first", ["import shop.celery", "import django; django.setup()"])
 def test_its_settings_take_our_schedule_and_routes(shop: Path, first: str) -> None:
-    done = run(shop, "-c", f"{first}\n{CONFIGURATION}", WEBHOOKS_SWEEP_INTERVAL="2.5")
+    done = run(shop, "-c", f"{first}\n{CONFIGURATION}", WEBHOOKS_SWEEP_INTERVAL="2")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["schedule"] == {
         "shop: report": 3600,
-        "webhooks: sweep": 2.5,
+        "webhooks: sweep": 2,
         "webhooks: housekeeping": 600.0,
     }
     assert found["queue"] == "deliver"

@@ -52,6 +52,7 @@ def test_settings_are_read_with_their_types() -> None:
         ("REQUEST_TIMEOUT", "nan", "a number of seconds"),
         ("REQUEST_TIMEOUT", "0", "a number of seconds"),
         ("RETRY_JITTER", "1", "a fraction"),
+        ("SWEEP_INTERVAL", "0.5", "a whole number from 1"),
         ("HEADER_PREFIX", "X Webhook", "header name"),
         ("HEADER_PREFIX", "X-\r\nHost", "header name"),
         ("ALLOWED_NETWORKS", "10.0.0.1/8", "networks"),
