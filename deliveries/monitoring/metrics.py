@@ -75,6 +75,11 @@ def _of_tables(tables: Tables) -> Iterator[Metric]:
         tables.oldest_due,
     )
     yield GaugeMetricFamily(
+        "webhooks_oldest_transaction_seconds",
+        "For how long the oldest transaction on the database has been open.",
+        tables.oldest_transaction,
+    )
+    yield GaugeMetricFamily(
         "webhooks_notices_waiting",
         "Notices that a channel has not taken, and is offered again.",
         tables.notices_waiting,

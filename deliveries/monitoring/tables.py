@@ -80,6 +80,16 @@ SELECT EXISTS (SELECT 1 FROM subscriptions_tripfuse WHERE blown_at IS NOT NULL),
 """
 
 
+# The transactions that keep PostgreSQL from removing old versions of our rows. Those of another
+# user are seen with the role `pg_read_all_stats`.
+_OLDEST_TRANSACTION = """
+SELECT coalesce(max(date_part('epoch', clock_timestamp() - xact_start)), 0)
+FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend'
+    AND pid <> pg_backend_pid() AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Tables:
     """`subscriptions`: how many, by state; `failing` are among the active ones.
@@ -87,7 +97,8 @@ class Tables:
     `due`, `later` (a retry whose time has not come) and `held`: numbers of deliveries, exact up to
     `COUNTED`. `oldest_due`: seconds since when the oldest delivery is due that nobody is sending
     and that does not wait on purpose; 0 if there is none. `notices_waiting`: those that were tried
-    and are not told yet.
+    and are not told yet. `oldest_transaction`: for how many seconds another transaction on this
+    database has been open that has written, or has a snapshot.
     """
 
     subscriptions: dict[str, int]
@@ -98,6 +109,7 @@ class Tables:
     oldest_due: float
     fuse_blown: bool
     notices_waiting: int = 0
+    oldest_transaction: float = 0.0
 
 
 def read_tables() -> Tables:
@@ -108,6 +120,8 @@ def read_tables() -> Tables:
             active, paused, tripped, failing = cursor.fetchone()
             cursor.execute(_FUSE_AND_NOTICES)
             fuse_blown, waiting = cursor.fetchone()
+            cursor.execute(_OLDEST_TRANSACTION)
+            (oldest_transaction,) = cursor.fetchone()
         with worker_cursor() as worker:
             worker.execute(_TIMEOUT, {})
             pending, due = _count(worker, _PENDING)
@@ -123,6 +137,7 @@ def read_tables() -> Tables:
         oldest_due=oldest_due,
         fuse_blown=fuse_blown,
         notices_waiting=waiting,
+        oldest_transaction=oldest_transaction,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 import redis
 from django.db import connection
@@ -121,6 +122,27 @@ def test_what_is_being_sent_and_what_waits_on_purpose_is_not_the_oldest_due(
     for field, later in waits.items():
         Lane.objects.filter(pk=lane.pk).update(**{field: timezone.now() + later})
     assert tables.read_tables().oldest_due == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "keeps"),
+    [
+        ("UPDATE subscriptions_subscription SET name = name WHERE false", False),
+        ("UPDATE subscriptions_subscription SET name = name", True),
+        ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1", True),
+        ("SELECT 1", False),
+    ],
+)
+def test_an_open_transaction_that_keeps_old_rows_is_told(
+    fresh: redis.Redis, statement: str, keeps: bool
+) -> None:
+    make_subscription()
+    server = {"host": connection.settings_dict["HOST"], "dbname": connection.settings_dict["NAME"]}
+    with psycopg.connect(user="postgres", **server) as other:
+        other.execute(statement)
+        assert (tables.read_tables().oldest_transaction > 0) == keeps
+        other.rollback()
+        assert tables.read_tables().oldest_transaction == 0
 
 
 def test_a_queue_of_millions_is_estimated(
