@@ -10,18 +10,17 @@ from django.db import DatabaseError, connection
 from psycopg_pool import PoolTimeout
 
 from deliveries.monitoring import workers
-from deliveries.monitoring.sweeps import seconds_since_sweep
+from deliveries.monitoring.sweeps import missed_after, seconds_since_sweep
 from deliveries.waking import wakeups
 from deliveries.waking.queues import DELIVER, MAINTENANCE, RECOVER
 from deliveries.waking.redis_address import RedisAddress
 
-# What each queue is for, and how old the last sweep may be, in seconds.
+# What each queue is for.
 QUEUES = {
     DELIVER: "nothing is sent to receivers that answer",
     RECOVER: "nothing is sent to receivers that are failing",
     MAINTENANCE: "nothing is swept, probed or removed",
 }
-MAX_SWEEP_AGE = 60.0
 
 
 @register("webhooks")
@@ -81,7 +80,7 @@ def check_what_runs(**_: Any) -> Sequence[CheckMessage]:
                 id="webhooks.W114",
             )
         )
-    if since is None or since > MAX_SWEEP_AGE:
+    if since is None or since > missed_after():
         when = "never" if since is None else f"{since:.0f} s ago"
         found.append(
             Warning(

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,17 +43,26 @@ def _whole(minimum: int, maximum: int = 10**12) -> Callable[[str], int]:
     return parse
 
 
-def _seconds(minimum: float, maximum: float = 10**9) -> Callable[[str], float]:
+def _number(of: str, minimum: float, maximum: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
         if not minimum <= value <= maximum:
-            raise ValueError(f"a number of seconds from {minimum:g} to {maximum:g}")
+            raise ValueError(f"a number of {of} from {minimum:g} to {maximum:g}")
         return value
 
     return parse
+
+
+def _seconds(minimum: float, maximum: float = 10**9) -> Callable[[str], float]:
+    return _number("seconds", minimum, maximum)
+
+
+def _days(minimum: float, maximum: float = 36600) -> Callable[[str], float]:
+    """At most a hundred years: neither Python nor PostgreSQL knows a date a million days off."""
+    return _number("days", minimum, maximum)
 
 
 def _delays(text: str) -> tuple[float, ...]:
@@ -61,8 +71,8 @@ def _delays(text: str) -> tuple[float, ...]:
         values = tuple(float(part) for part in text.split(",")) if text.strip() else ()
     except ValueError:
         raise ValueError(wanted) from None
-    if not all(0 <= value <= 30 * 86400 for value in values):
-        raise ValueError(f"{wanted}, each from 0 to 30 days")
+    if len(values) > 1000 or not all(0 <= value <= 30 * 86400 for value in values):
+        raise ValueError(f"{wanted}, at most 1000 of them, each from 0 to 30 days")
     return values
 
 
@@ -94,6 +104,9 @@ def _fraction(text: str) -> float:
 def _header_prefix(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,60}[A-Za-z0-9]", text):
         raise ValueError("the beginning of a header name, such as X-Webhook")
+    if text.lower() == "webhook":
+        # The names of headers are the same in any case.
+        raise ValueError("another one, for Standard Webhooks has webhook-signature and the like")
     return text
 
 
@@ -110,6 +123,15 @@ def _networks(text: str) -> tuple[Network, ...]:
 def _file(text: str) -> str:
     if text and not os.path.isfile(text):
         raise ValueError("the path of a file that exists")
+    return text
+
+
+def _certificates(text: str) -> str:
+    if _file(text):
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(text)
+        except OSError as error:  # ssl.SSLError is one
+            raise ValueError(f"a file of certificates (PEM) that can be read ({error})") from None
     return text
 
 
@@ -155,7 +177,7 @@ def _pattern_groups(text: str) -> dict[str, tuple[str, ...]]:
     wanted = 'a JSON object of lists of topic patterns, such as {"all attacks": ["attacker.>"]}'
     try:
         value = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(wanted) from None
     if not isinstance(value, dict) or not all(
         name.strip()
@@ -257,7 +279,10 @@ class WebhookSettings:
         "bytes of event bodies that one worker process holds for requests, at most",
     )
     claim_batch: int = _setting(
-        200, _whole(1, 10000), "deliveries of one subscription that are claimed at once, at most"
+        200,
+        _whole(1, 1000),
+        "deliveries of one subscription that are claimed at once, at most; nor more than twenty "
+        "times its requests in flight",
     )
     sweep_interval: int = _setting(
         5,
@@ -277,25 +302,25 @@ class WebhookSettings:
         "seconds after which a host name is looked up again; meanwhile its address is used",
     )
     ca_file: str = _setting(
-        "", _file, "certificate authorities (PEM) to trust instead of the bundle of certifi"
+        "", _certificates, "certificate authorities (PEM) to trust instead of the bundle of certifi"
     )
     hold_days: float = _setting(
-        7.0, _seconds(0.0001), "days after which a held delivery expires and is discarded"
+        7.0, _days(0.0001), "days after which a held delivery expires and is discarded"
     )
     keep_succeeded_days: float = _setting(
-        30.0, _seconds(0.0001), "days that succeeded deliveries are kept"
+        30.0, _days(0.0001), "days that succeeded deliveries are kept"
     )
     keep_failed_days: float = _setting(
-        90.0, _seconds(0.0001), "days that failed and discarded deliveries are kept"
+        90.0, _days(0.0001), "days that failed and discarded deliveries are kept"
     )
     keep_statistics_days: float = _setting(
         90.0,
-        _seconds(1, 3660),
+        _days(1, 3660),
         "days that the hourly numbers of each subscription are kept (those of minutes: 8 days)",
     )
     api_rate_limit: int = _setting(
         1000,
-        _whole(0, 10**6),
+        _whole(0, 10**5),
         "requests a second that one API key may send, with a second's worth at once; 0: any number",
     )
     api_max_body_bytes: int = _setting(
@@ -326,7 +351,7 @@ class WebhookSettings:
     base_url: str = _setting(
         "", _base_url, "where the admin is reached from outside, for links in notices"
     )
-    keep_audit_days: float = _setting(365.0, _seconds(1), "days that entries of the audit are kept")
+    keep_audit_days: float = _setting(365.0, _days(1), "days that entries of the audit are kept")
     topic_groups: dict[str, tuple[str, ...]] = _setting(  # noqa: RUF009
         {}, _pattern_groups, "names for groups of topic patterns, as JSON"
     )
@@ -359,7 +384,13 @@ class WebhookSettings:
             except ValueError as error:
                 shown = "set" if field.metadata["secret"] else repr(text[:80])
                 raise ImproperlyConfigured(f"{name} is {shown}; it must be {error}.") from None
-        return cls(**values)
+        found = cls(**values)
+        if found.probe_first > found.probe_most:
+            raise ImproperlyConfigured(
+                f"{PREFIX}PROBE_FIRST is {found.probe_first:g} and {PREFIX}PROBE_MOST "
+                f"{found.probe_most:g}; the first probe must not wait longer than the others."
+            )
+        return found
 
 
 def _misspelt(name: str, names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from subscriptions.conf import conf
 from webhooks_project.engines import CHECKOUT
 from webhooks_project.supervisor import Program
 
@@ -25,6 +26,11 @@ WEB_THREADS = 8
 def spare_cores() -> int:
     """How many deliver workers this machine has a core for: one core is left for all else."""
     return max(1, (os.cpu_count() or 1) - 1)
+
+
+def stop_seconds() -> float:
+    """How long the programs have to end: a worker waits for its requests, and writes what came."""
+    return conf().request_timeout + 5
 
 
 def web(listener: socket.socket) -> Program:

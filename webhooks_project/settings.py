@@ -87,7 +87,7 @@ SECURE_PROXY_SSL_HEADER = (
     ("HTTP_" + _proxy_header.upper().replace("-", "_"), "https") if _proxy_header else None
 )
 _hsts = os.environ.get("WEBHOOKS_HSTS_SECONDS", "").strip() or ("3600" if _https else "0")
-if not _hsts.isdigit():
+if not (_hsts.isascii() and _hsts.isdigit()):
     raise ImproperlyConfigured(
         f"WEBHOOKS_HSTS_SECONDS is {_hsts!r}; it must be a whole number of seconds, or 0."
     )

@@ -10,16 +10,13 @@ from celery import current_app
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 
+from deliveries.monitoring import sweeps
 from deliveries.monitoring.asking import Kept, NoAnswer, ask
-from deliveries.monitoring.sweeps import seconds_since_sweep
 from deliveries.waking import wakeups
-from subscriptions.conf import conf
 
 # How long an answer is waited for, and how long what was found is given to others, in seconds.
 TIMEOUT = 1.8
 KEPT = 1.0
-# A sweep that ended longer ago than this, and two of its intervals, is missed; in seconds.
-SWEEP_IS_MISSED = 60.0
 
 
 class NotReady(Exception):
@@ -65,11 +62,11 @@ def _broker() -> dict[str, Any]:
 
 
 def _sweep() -> dict[str, Any]:
-    since = seconds_since_sweep()
+    since = sweeps.seconds_since_sweep()
     look = "look at beat, and at a worker of the queue `maintenance`"
     if since is None:
         raise NotReady(f"there was none yet: {look}")
-    if since > SWEEP_IS_MISSED + 2 * conf().sweep_interval:
+    if since > sweeps.missed_after():
         raise NotReady(f"the last one ended {since:.0f} s ago: {look}")
     return {"seconds_ago": round(since, 1)}
 

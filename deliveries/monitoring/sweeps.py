@@ -9,7 +9,10 @@ from __future__ import annotations
 import redis
 
 from deliveries.waking.wakeups import client, redis_outage
+from subscriptions.conf import conf
 
+# Besides two intervals of the sweep, in seconds.
+SWEEP_IS_MISSED = 60.0
 _KEY = "webhooks:swept"
 _MARK = """
 local time = redis.call('TIME')
@@ -21,6 +24,11 @@ if not at then return false end
 local time = redis.call('TIME')
 return tostring(time[1] + time[2] / 1000000 - at)
 """
+
+
+def missed_after() -> float:
+    """A sweep that ended so many seconds ago, or more, is missed."""
+    return SWEEP_IS_MISSED + 2 * conf().sweep_interval
 
 
 def mark_sweep() -> None:

@@ -121,7 +121,7 @@ class OpenLane:
         # At the end of the backoff whatever is due goes out; a retry that is due later than that
         # needs a wake-up of its own.
         wake_in = [self._backoff] if self._backoff > 0 else []
-        later = [delay for delay in self._retries if delay > self._backoff]
+        later = [delay for delay in self._retries if delay > self._backoff or not self._backoff]
         return LaneEnd(
             lane=self.claimed,
             unsent=list(self._queue),

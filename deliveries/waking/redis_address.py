@@ -35,6 +35,14 @@ class RedisAddress:
         """
         parts = urlsplit(url)
         if parts.scheme in {"redis", "rediss", "unix"}:
+            try:
+                # Makes the client's connection, and does not connect it.
+                redis.Redis.from_url(url).connection_pool.make_connection()
+            except (TypeError, ValueError):
+                # The error may repeat a part of a password.
+                raise ValueError(
+                    f"its port, or one of its options, is none; it must be like {_FORMS}"
+                ) from None
             return cls(url)
         if parts.scheme != "sentinel":
             raise ValueError(f"its scheme is {parts.scheme!r}; it must be like {_FORMS}")
@@ -74,6 +82,10 @@ class RedisAddress:
         return {"master_name": self.service} if self.sentinels else {}
 
 
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) <= 65535
+
+
 def _parse_sentinel(url: str, parts: SplitResult) -> RedisAddress:
     login, _, hosts = parts.netloc.rpartition("@")
     username, _, password = login.partition(":")
@@ -81,12 +93,12 @@ def _parse_sentinel(url: str, parts: SplitResult) -> RedisAddress:
     sentinels = []
     for text in hosts.split(","):
         host, _, port = text.strip().rpartition(":") if ":" in text else (text.strip(), "", "")
-        if not host or (port and not port.isdigit()):
+        if not host or (port and not _is_port(port)):
             raise ValueError(f"{text!r} is no host:port; it must be like {_FORMS}")
         sentinels.append((host, int(port or SENTINEL_PORT)))
     service = unquote(parts.path.strip("/"))
     db = query.pop("db", "0")
-    if not service or "/" in service or not db.isdigit() or query:
+    if not service or "/" in service or not (db.isascii() and db.isdigit()) or query:
         raise ValueError(f"it must be like {_FORMS}")
     return RedisAddress(
         url=url,

@@ -105,7 +105,8 @@ class OperatorCommand(BaseCommand):
     @property
     def width(self) -> int:
         """Characters in a line of the output: COLUMNS, or the terminal's, or `UNCUT`."""
-        if (columns := os.environ.get("COLUMNS", "")).isdigit() and int(columns):
+        columns = os.environ.get("COLUMNS", "")
+        if columns.isascii() and columns.isdigit() and int(columns):
             return int(columns)
         if not self.stdout.isatty():
             return UNCUT

@@ -19,6 +19,8 @@ from rich.text import Text
 WIDTH = 80
 # Of what is piped: wider than any line, so that `grep` finds all of it.
 UNCUT = 1_000_000
+# In less no column has room, and the terminal breaks the lines.
+NARROWEST = 40
 
 
 class Column(NamedTuple):
@@ -63,7 +65,7 @@ def table(
         )
     for row in rows:
         grid.add_row(*map(_cell, row.cells))
-    console = _console(width, colours=colours)
+    console = _console(max(width, NARROWEST), colours=colours)
     console.print(grid)
     head, *lines = _written(console).splitlines()
     written = [head]

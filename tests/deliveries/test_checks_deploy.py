@@ -59,12 +59,20 @@ def test_what_is_fit_for_development_alone(configure: Callable[..., None], setti
 
 def test_who_is_missing(configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     configure(allowed_networks=())
-    monkeypatch.setattr(checks, "seconds_since_sweep", lambda: 61.0)
+    monkeypatch.setattr(checks, "seconds_since_sweep", lambda: 71.0)
     monkeypatch.setattr(checks.workers, "seen", lambda: [ALL._replace(queues=("deliver",))])
     said = run_checks(tags=["webhooks"], include_deployment_checks=True)
     assert [one.id for one in said] == ["webhooks.W112", "webhooks.W113", "webhooks.W113"]
-    assert "61 s ago" in said[0].msg
+    assert "71 s ago" in said[0].msg
     assert ["'recover'" in said[1].msg, "'maintenance'" in said[2].msg] == [True, True]
+
+
+def test_no_sweep_is_missed_before_its_time(
+    configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(allowed_networks=(), sweep_interval=120)
+    monkeypatch.setattr(checks, "seconds_since_sweep", lambda: 200.0)
+    assert found() == {}
 
 
 def test_a_redis_that_is_too_old_is_named(

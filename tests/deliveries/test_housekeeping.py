@@ -13,6 +13,7 @@ from django.utils import timezone
 from deliveries import publish
 from deliveries.keeping.housekeeping import expire_held, prune
 from deliveries.models import Attempt, Delivery, Event
+from subscriptions.conf import WebhookSettings
 from subscriptions.models import Subscription
 from tests.deliveries.plans import RowsRead
 from tests.factories import make_subscription, statuses
@@ -85,6 +86,17 @@ def test_held_deliveries_expire_visibly(configure: Callable[..., None]) -> None:
     assert (old.status, fresh.status) == ("discarded", "held")
     assert "WEBHOOKS_HOLD_DAYS" in old.last_error
     assert old.finished_at is not None
+
+
+def test_the_longest_times_that_a_setting_may_say_are_kept(configure: Callable[..., None]) -> None:
+    make_subscription()
+    for status in ("held", "succeeded", "failed"):
+        aged(status, 400)
+    names = ("hold_days", "keep_succeeded_days", "keep_failed_days", "keep_audit_days")
+    longest = WebhookSettings.from_env({f"WEBHOOKS_{name.upper()}": "36600" for name in names})
+    configure(**{name: getattr(longest, name) for name in names})
+    assert expire_held() == 0
+    assert prune() == (0, 0)
 
 
 def test_many_batches_and_two_at_once(

@@ -19,7 +19,13 @@ RATE_LIMITED = Judged(judge(429, "", 86400.0), "http", status_code=429, error="4
 NO_DNS = Judged(judge(None, "own_dns", None), "own_dns", error="our name servers are away")
 
 
-def open_lane(deliveries: int = 5, *, max_backoff: float = 3600.0, **fields: Any) -> OpenLane:
+def open_lane(
+    deliveries: int = 5,
+    *,
+    max_backoff: float = 3600.0,
+    schedule: Schedule = SCHEDULE,
+    **fields: Any,
+) -> OpenLane:
     claimed = ClaimedLane(
         **{
             "subscription_id": uuid.uuid4(),
@@ -44,7 +50,7 @@ def open_lane(deliveries: int = 5, *, max_backoff: float = 3600.0, **fields: Any
     ]
     return OpenLane(
         claimed,
-        SCHEDULE,
+        schedule,
         recovering=False,
         begin_until=10.0,
         start_by=20.0,
@@ -104,6 +110,15 @@ def test_after_a_failure_nothing_more_begins_and_the_rest_is_given_back() -> Non
     assert [one.id for one in end.unsent] == [1, 2, 3, 4]
     assert (end.window, end.failures, end.retrying_id) == (1, 1, 0)
     assert (end.backoff, end.wake_in) == (0.0, [1.0]), "one failure may be an accident"
+
+
+def test_a_retry_at_once_is_woken_at_once() -> None:
+    lane = open_lane(1, schedule=Schedule((0.0,), (), jitter=0.0))
+    (delivery,) = take_all(lane)
+    lane.answered(delivery, UNAVAILABLE, 0.0, 0.5)
+    end = lane.end(last=True)
+    assert end is not None
+    assert (end.backoff, end.wake_in) == (0.0, [0.0])
 
 
 def test_a_second_failure_in_a_row_backs_the_lane_off_and_says_why() -> None:

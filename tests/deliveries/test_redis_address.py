@@ -34,11 +34,31 @@ def test_celery_gets_the_same_address_in_its_own_words(url: str, broker: str) ->
 
 @pytest.mark.parametrize(
     "url",
-    ["http://host", "host:6379", "sentinel://a:x/m", "sentinel://a", "sentinel://a/m?dbb=1"],
+    [
+        "http://host",
+        "host:6379",
+        "redis://host:99999/0",
+        "redis://host/0?socket_timeout=x",
+        "redis://host/0?dbb=1",
+        "unix:///run/valkey.sock?dbb=1",
+        "sentinel://a:x/m",
+        "sentinel://a:99999/m",
+        "sentinel://a:²/m",
+        "sentinel://a",
+        "sentinel://a/m?dbb=1",
+        "sentinel://a/m?db=²",
+    ],
 )
 def test_another_address_is_refused_with_what_would_be_right(url: str) -> None:
     with pytest.raises(ValueError, match="it must be like redis://"):
         RedisAddress.parse(url)
+
+
+def test_what_is_wrong_does_not_repeat_a_password() -> None:
+    with pytest.raises(ValueError, match="its port") as caught:
+        RedisAddress.parse("redis://:half/word@host:6379/0")
+    assert "half" not in str(caught.value)
+    assert "word" not in str(caught.value)
 
 
 def free_port() -> int:

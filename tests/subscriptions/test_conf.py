@@ -53,6 +53,12 @@ def test_settings_are_read_with_their_types() -> None:
         ("REQUEST_TIMEOUT", "0", "a number of seconds"),
         ("RETRY_JITTER", "1", "a fraction"),
         ("SWEEP_INTERVAL", "0.5", "a whole number from 1"),
+        ("HOLD_DAYS", "2500000", "a number of days from 0.0001 to 36600"),
+        ("KEEP_AUDIT_DAYS", "1e9", "a number of days"),
+        ("HEADER_PREFIX", "wEBHOOK", "Standard Webhooks"),
+        ("CLAIM_BATCH", "1001", "a whole number from 1 to 1000"),
+        ("CA_FILE", __file__, "a file of certificates"),
+        ("API_RATE_LIMIT", "100001", "a whole number from 0 to 100000"),
         ("HEADER_PREFIX", "X Webhook", "header name"),
         ("HEADER_PREFIX", "X-\r\nHost", "header name"),
         ("ALLOWED_NETWORKS", "10.0.0.1/8", "networks"),
@@ -65,6 +71,25 @@ def test_a_wrong_value_is_named_with_what_would_be_right(name: str, text: str, s
         WebhookSettings.from_env({f"WEBHOOKS_{name}": text})
     assert f"WEBHOOKS_{name} is {text!r}" in str(caught.value)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("SLOW_RETRIES", ",".join(["1"] * 1001), "at most 1000"),
+        ("TOPIC_GROUPS", "[" * 60_000, "a JSON object"),
+    ],
+)
+def test_a_value_that_is_too_long_is_shown_in_part(name: str, text: str, says: str) -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        WebhookSettings.from_env({f"WEBHOOKS_{name}": text})
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_the_first_probe_waits_no_longer_than_the_others() -> None:
+    with pytest.raises(ImproperlyConfigured, match="PROBE_FIRST is 300 and WEBHOOKS_PROBE_MOST 60"):
+        WebhookSettings.from_env({"WEBHOOKS_PROBE_MOST": "60"})
 
 
 def test_a_wrong_key_is_not_repeated() -> None:

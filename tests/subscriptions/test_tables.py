@@ -61,6 +61,14 @@ def test_a_pipe_gets_plain_text_and_all_of_it(monkeypatch: pytest.MonkeyPatch) -
     assert max(map(len, output.getvalue().splitlines())) == 80
 
 
+@pytest.mark.parametrize("columns", ["1", "12", "²"])
+def test_any_width_will_do(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    output = io.StringIO()
+    call_command(Listing(), stdout=output)
+    assert output.getvalue().splitlines()[1].endswith("1,234,567")
+
+
 @pytest.mark.parametrize("wish", ["--no-color", "NO_COLOR"])
 def test_a_terminal_gets_no_colours_if_none_are_wanted(
     wish: str, monkeypatch: pytest.MonkeyPatch

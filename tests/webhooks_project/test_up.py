@@ -19,7 +19,7 @@ from django.core.management.base import CommandError
 from tests.webhooks_project.waiting import alive, eventually
 from webhooks_project.engines import CHECKOUT, ENGINES
 from webhooks_project.management.commands.up import listen
-from webhooks_project.programs import installation, web_url
+from webhooks_project.programs import installation, stop_seconds, web_url
 
 
 class Up:
@@ -158,11 +158,19 @@ def test_a_host_that_is_not_ours_is_said():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--port", "70000"], ["--port", "http"], ["--workers", "0"], ["--threads", "x"]]
+    "arguments",
+    [
+        ["up", "--port", "70000"],
+        ["up", "--port", "http"],
+        ["up", "--port", "²"],
+        ["up", "--workers", "0"],
+        ["up", "--threads", "x"],
+        ["demo", "--port", "99999"],
+    ],
 )
 def test_a_number_out_of_range_is_refused(arguments):
     with pytest.raises(CommandError, match="is not a"):
-        call_command("up", *arguments)
+        call_command(*arguments)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
@@ -173,6 +181,12 @@ def test_an_address_is_kept_for_the_web_and_for_nobody_else(host):
             listen(host, port)
         assert web_url(listener).startswith("http://")
         assert not web_url(listener).endswith(":0/")
+
+
+def test_a_worker_has_longer_to_end_than_a_request(configure):
+    for seconds in (10, 300):
+        configure(request_timeout=seconds)
+        assert stop_seconds() > seconds + 2, "so long a worker waits for what is in flight"
 
 
 def test_several_deliver_workers_have_names_of_their_own(tmp_path):

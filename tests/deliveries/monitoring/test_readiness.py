@@ -67,7 +67,7 @@ def test_a_sweep_that_is_long_ago_is_missed(
     client: Any, broker: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweeps.mark_sweep()
-    monkeypatch.setattr(readiness, "SWEEP_IS_MISSED", -20.0)
+    monkeypatch.setattr(sweeps, "SWEEP_IS_MISSED", -20.0)
     found = wrong(checks(client, 503))
     problem = found["sweep"]
     assert re.match(r"the last one ended \d+ s ago: look at beat", problem), found

@@ -12,8 +12,8 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from webhooks_project import engines
-from webhooks_project.management.commands.up import listen, migrate
-from webhooks_project.programs import installation
+from webhooks_project.management.commands.up import listen, migrate, port
+from webhooks_project.programs import installation, stop_seconds
 from webhooks_project.supervisor import Supervisor
 
 # What differs from an installation: retries in tenths of seconds instead of seconds, so that
@@ -38,7 +38,7 @@ class Command(BaseCommand):
         )
         parser.add_argument("--json", action="store_true", help="print the figures as JSON")
         parser.add_argument(
-            "--port", type=int, default=8000, help="port of the admin (%(default)s, or a free one)"
+            "--port", type=port, default=8000, help="port of the admin (%(default)s, or a free one)"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -84,7 +84,11 @@ class Command(BaseCommand):
         log_path = directory / "demo.log"
         with listener, log_path.open("w") as log:
             tell(f"starting web, two workers and beat; their log is {_short(log_path)}")
-            supervisor = Supervisor(installation(listener, directory, workers=1, threads=128), log)
+            supervisor = Supervisor(
+                installation(listener, directory, workers=1, threads=128),
+                log,
+                stop_seconds=stop_seconds(),
+            )
             supervisor.start()
             try:
                 supervisor.wait_until_ready(60)

@@ -18,7 +18,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import OperationalError, connection
 
 from webhooks_project import engines
-from webhooks_project.programs import installation, spare_cores, web_url
+from webhooks_project.programs import installation, spare_cores, stop_seconds, web_url
 from webhooks_project.supervisor import Supervisor
 
 MIGRATION_LOCK = 0x776562686F6F6B73  # "webhooks" in ASCII: a key nobody else uses by chance
@@ -76,15 +76,15 @@ def migrate() -> None:
 
 def _count(limit: int) -> Any:
     def parse(text: str) -> int:
-        if not text.isdigit() or not 1 <= int(text) <= limit:
+        if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= limit:
             raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to {limit}")
         return int(text)
 
     return parse
 
 
-def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535:
+def port(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
         raise ArgumentTypeError(f"{text!r} is not a port: 1 to 65535, or 0 for a free one")
     return int(text)
 
@@ -100,7 +100,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--host", default="127.0.0.1", help="address of the web (%(default)s)")
         parser.add_argument(
-            "--port", type=_port, default=8000, help="its port; 0: any free one (%(default)s)"
+            "--port", type=port, default=8000, help="its port; 0: any free one (%(default)s)"
         )
         parser.add_argument(
             "--workers",
@@ -136,6 +136,7 @@ class Command(BaseCommand):
                         sys.stdout,
                         on_ready=lambda: self._say_ready(web_url(listener)),
                         revive=cluster.revive,
+                        stop_seconds=stop_seconds(),
                     )
                     status = supervisor.run()
         except engines.EngineError as error:
