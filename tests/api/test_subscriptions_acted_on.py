@@ -113,6 +113,13 @@ def _used_connections() -> int:
     return used
 
 
+def _test_in_a_thread(key: str, subscription: Subscription) -> Any:
+    try:
+        return act(Caller(key_text=key), subscription, "test")
+    finally:
+        connection.close()
+
+
 def test_tests_that_wait_hold_no_connection_and_are_limited_in_number(
     transport: Transport,
 ) -> None:
@@ -128,7 +135,7 @@ def test_tests_that_wait_hold_no_connection_and_are_limited_in_number(
             make_subscription(name=tenant, url=url, tenant=tenant) for tenant in ("a", "b", "c")
         )
         tests = [
-            pool.submit(act, Caller(key_text=key), one, "test")
+            pool.submit(_test_in_a_thread, key, one)
             for _ in range(subscription_actions.MAX_TESTS_OF_A_TENANT)
         ]
         try:
@@ -136,10 +143,7 @@ def test_tests_that_wait_hold_no_connection_and_are_limited_in_number(
             refused = act(Caller(key_text=key), one, "test")
             problem(refused, 429, "too-many-tests")
             # Which leaves places for others.
-            more = [
-                pool.submit(act, Caller(key_text=key), other, "test")
-                for _ in range(limit - len(tests))
-            ]
+            more = [pool.submit(_test_in_a_thread, key, other) for _ in range(limit - len(tests))]
             assert all(_Waiting.arrived.acquire(timeout=20) for _ in more)
             tests += more
             # The pool looks at what it gets back in a thread of its own.
