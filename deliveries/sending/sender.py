@@ -64,8 +64,6 @@ SETTLE_TIME = 5.0
 # wait is twice the last.
 LOCKED_DELAY = 0.005
 MAX_LOCKED_DELAY = 2.0
-# How long `close` waits for what is in flight, in seconds: longer than a request, and settling it.
-CLOSE_TIMEOUT = 60.0
 # How long the pause after a settlement of a few results is, as a multiple of what it took.
 PAUSE = 2.0
 # How many results one settlement writes at most: a lane that has one more delivery waits for the
@@ -153,7 +151,7 @@ class Sender:
         self._wakes.close()
         for claimer in self._claimers.values():
             claimer.close()
-        self._progress.wait(CLOSE_TIMEOUT)
+        self._progress.wait(conf().lease)
         self._settlements.close()
         self._signals.close()
         self._counting.close()
