@@ -12,7 +12,7 @@ from ninja.openapi.docs import Swagger
 from ninja.openapi.schema import OpenAPISchema
 from ninja.parser import Parser
 
-from api import problems
+from api import bodies, problems
 from api.auth import ApiKeyAuth
 from api.json import escape, parse
 from api.problems import Problem, invalid
@@ -40,7 +40,7 @@ class _Document(OpenAPISchema):
             sources = {model.__ninja_param_source__ for model in operation.models}
             for status in (
                 *problems.OF_EVERY_ROUTE,
-                *(problems.OF_A_BODY if "body" in sources else ()),
+                *(problems.OF_A_BODY if bodies.METHODS & set(operation.methods) else ()),
                 *(problems.OF_PARAMETERS if sources else ()),
             ):
                 found.setdefault(status, {})

@@ -53,7 +53,8 @@ class ApiKeyAuth(AuthBase):
                 f"{', '.join(sorted(caller.scopes))}.",
                 scope=self.scope,
             )
-        bodies.read(request)
+        if request.method in bodies.METHODS:
+            bodies.read(request)
         return caller
 
 

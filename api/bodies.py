@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from django.http import HttpRequest, UnreadablePostError
+from django.utils.http import parse_header_parameters
 
 from api.problems import Problem
 from subscriptions.conf import conf
 
 MEDIA_TYPE = "application/json"
+# Those of which a body means something; another's is not read.
+METHODS = frozenset({"POST", "PATCH"})
 
 
 def read(request: HttpRequest) -> None:
@@ -32,11 +35,10 @@ def read(request: HttpRequest) -> None:
             f"It has {length:,} bytes; {limit:,} are allowed (WEBHOOKS_API_MAX_BODY_BYTES). Send "
             "fewer events at once.",
         )
-    kind, _, parameters = meta.get("CONTENT_TYPE", "").lower().partition(";")
-    charset = parameters.partition("charset=")[2].strip(' "')
-    if kind.strip() != MEDIA_TYPE or charset not in ("", "utf-8"):
+    kind, parameters = parse_header_parameters(meta.get("CONTENT_TYPE", ""))
+    if kind != MEDIA_TYPE or parameters.get("charset", "utf-8").lower() != "utf-8":
         raise _unsupported(f"Send {MEDIA_TYPE}, in UTF-8; it is {meta.get('CONTENT_TYPE', '')!r}.")
-    if meta.get("HTTP_CONTENT_ENCODING", "identity") != "identity":
+    if meta.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         raise _unsupported("Send the body without a Content-Encoding.")
     try:
         body = request.read(length)

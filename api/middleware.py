@@ -18,6 +18,8 @@ from api.problems import Problem
 from subscriptions import audit
 
 PREFIX = "/api/"
+# Views that would answer any method: the document, and the pages for people.
+_PAGES = frozenset({"openapi-json", "openapi-view", "api-problems"})
 
 
 class AnswerApi:
@@ -35,8 +37,12 @@ class AnswerApi:
         except Exception as error:
             response = problems.from_exception(error).response()
         response.setdefault("Cache-Control", "no-store")
-        # Without it the server would send the body in chunks.
-        response.setdefault("Content-Length", str(len(response.content)))
+        if response.status_code == 204:
+            # RFC 9110, section 8.6.
+            del response["Content-Type"]
+        else:
+            # Without it the server would send the body in chunks.
+            response.setdefault("Content-Length", str(len(response.content)))
         # What a program got wrong is not for the log of the server, where Django would write it.
         response._has_been_logged = True  # type: ignore[attr-defined]
         return response
@@ -68,22 +74,26 @@ def _answer(request: HttpRequest) -> HttpResponse:
         request.resolver_match = match = _view(request.path_info, get_urlconf())
     except Resolver404:
         raise problems.not_found(f"There is no {request.path_info[:200]!r}.") from None
+    if match.url_name in _PAGES and request.method not in ("GET", "HEAD"):
+        raise _not_allowed(request, ["GET", "HEAD"])
     is_head = request.method == "HEAD"
     if is_head:
         request.method = "GET"
     response: HttpResponse = match.func(request, *match.args, **match.kwargs)
     if response.status_code == 405:
-        allowed = sorted(response["Allow"].split(", "))
-        if "GET" in allowed:
-            allowed.insert(1, "HEAD")
-        raise Problem(
-            405,
-            "method-not-allowed",
-            "This is not done with this method",
-            f"{request.method} is not a method of this; {', '.join(allowed)} can be used.",
-            headers={"Allow": ", ".join(allowed)},
-        )
+        allowed = set(response["Allow"].split(", "))
+        raise _not_allowed(request, sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))
     if is_head:
         response["Content-Length"] = str(len(response.content))
         response.content = b""
     return response
+
+
+def _not_allowed(request: HttpRequest, allowed: list[str]) -> Problem:
+    return Problem(
+        405,
+        "method-not-allowed",
+        "This is not done with this method",
+        f"{request.method} is not a method of this; {', '.join(allowed)} can be used.",
+        headers={"Allow": ", ".join(allowed)},
+    )

@@ -67,7 +67,7 @@ def page(
 def page_of(search: Search[Row], *, cursor: str | None, limit: int) -> Page[Row]:
     """As `keyset.page` has it: a page may hold fewer rows than `limit`, even none, and still have a
     cursor that leads on. Raises `Problem` (422 `bad-cursor`)."""
-    found = keyset.page(search, _read(cursor, search) if cursor else None, limit=limit)
+    found = keyset.page(search, _read(cursor, search) if cursor is not None else None, limit=limit)
     return Page(found.rows, None if found.last is None else _written(found.last))
 
 

@@ -8,7 +8,7 @@ from deliveries.admin.dashboard import fragment
 from deliveries.views import healthz, metrics, readyz
 
 urlpatterns = [
-    path("api/problems", problems.page),
+    path("api/problems", problems.page, name="api-problems"),
     path("api/", api.urls),
     path("healthz", healthz),
     path("metrics", metrics),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from base64 import urlsafe_b64encode
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
@@ -57,8 +58,8 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=255,
-        description="Any text that names this request: sent again with the same key and the same "
-        "content, it does nothing. A key means something for its tenant alone.",
+        description="Any text of printable ASCII that names this request: sent again with the same "
+        "key and the same content, it does nothing. A key means something for its tenant alone.",
     ),
 ]
 
@@ -101,7 +102,7 @@ def publish_event(
         with continued(request.headers.get("traceparent")):
             published = publish(**draft)
     except EventConflict as error:
-        raise _conflict([_error(error, "")]) from None
+        raise _conflict([_of_conflict(error, event, "")]) from None
     except PayloadTooLarge as error:
         raise Problem(
             413,
@@ -170,19 +171,23 @@ def _id_of_key(tenant: str, key: str, number: int | None) -> str:
 def _described(events: Sequence[Event]) -> list[dict[str, Any]]:
     """`Published` for each. A query only for those that were known before."""
     known = {event.id for event in events if event.matched is None}
-    counts = _counts(known) if known else {}
-    return [
-        {
-            "id": event.id,
-            "topic": event.topic,
-            "type": event.type,
-            "tenant": event.tenant,
-            "created_at": timestamp(event.created_at),
-            "subscriptions": counts.get(event.id, 0) if event.id in known else event.matched,
-            "already_published": event.id in known,
-        }
-        for event in events
-    ]
+    counts = defaultdict(int, _counts(known) if known else {})
+    described = []
+    for event in events:
+        described.append(
+            {
+                "id": event.id,
+                "topic": event.topic,
+                "type": event.type,
+                "tenant": event.tenant,
+                "created_at": timestamp(event.created_at),
+                "subscriptions": counts[event.id] if event.matched is None else event.matched,
+                "already_published": event.id in known,
+            }
+        )
+        # What has the same id further on in the batch is the same event.
+        known.add(event.id)
+    return described
 
 
 def _counts(event_ids: Iterable[str]) -> dict[str, int]:
@@ -203,6 +208,18 @@ def _answer(body: Any, *, known: bool) -> HttpResponse:
 
 def _error(error: ValueError, pointer: str) -> dict[str, str]:
     return {"pointer": f"{pointer}/{_FIELDS[type(error)]}", "detail": str(error)}
+
+
+def _of_conflict(error: ValueError, event: EventIn, pointer: str) -> dict[str, str]:
+    """Where the id came from: the body, or the header."""
+    if event.id is not None:
+        return _error(error, pointer)
+    detail = "The key was used for an event with other content; a new event needs a new key."
+    return (
+        {"pointer": pointer, "detail": detail}
+        if pointer
+        else {"header": "Idempotency-Key", "detail": detail}
+    )
 
 
 def _conflict(errors: list[dict[str, str]]) -> Problem:
@@ -229,21 +246,26 @@ def _refused(
     conflicts: set[int] = set()
     strangers: dict[int, Problem] = {}
     drafts: dict[int, NewEvent] = {}
+    given: dict[int, EventIn] = {}
     for number in range(len(events)):
         if number in by_number:
             continue
         try:
-            event = EventIn.model_validate(events[number])
-            drafts[number] = _draft(request, event, idempotency_key, number)
+            given[number] = EventIn.model_validate(events[number])
+            drafts[number] = _draft(request, given[number], idempotency_key, number)
         except Problem as stranger:
             strangers[number] = stranger
             pointer = f"/events/{number}/tenant"
             by_number[number] = [{"pointer": pointer, "detail": stranger.detail}]
     sound = list(drafts)
     for place, reason in refusals(list(drafts.values())).items():
-        by_number[sound[place]] = [_error(reason, f"/events/{sound[place]}")]
+        number = sound[place]
+        pointer = f"/events/{number}"
         if isinstance(reason, EventConflict):
-            conflicts.add(sound[place])
+            conflicts.add(number)
+            by_number[number] = [_of_conflict(reason, given[number], pointer)]
+        else:
+            by_number[number] = [_error(reason, pointer)]
     errors = [one for number in sorted(by_number) for one in by_number[number]]
     if not errors:
         # What was in the way is gone by now.
@@ -252,7 +274,7 @@ def _refused(
         problem = next(iter(strangers.values()))
         problem.members["errors"] = errors
         return problem
-    return _conflict(errors) if conflicts == by_number.keys() else invalid(errors)
+    return _conflict(errors) if conflicts == by_number.keys() else invalid(errors, len(errors))
 
 
 @router.get(
@@ -279,6 +301,12 @@ def list_events(
     search = WantedEvents(topic=topic, tenant=tenant, since=since, until=until).search()
     found = page_of(search, cursor=cursor, limit=limit)
     return {"data": found.rows, "next_cursor": found.next_cursor}
+
+
+@router.get("/batch", auth=scope("deliveries:read"), response=EventRead, include_in_schema=False)
+def read_event_called_batch(request: HttpRequest) -> Any:
+    """Its address is that of another operation, too."""
+    return read_event(request, "batch")
 
 
 @router.get(

@@ -9,6 +9,7 @@ from uuid import UUID
 from ninja import Query
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
+from api.v1.known import Known
 from api.v1.moments import Moment
 
 MAX_EVENTS = 1000
@@ -88,10 +89,10 @@ OfEvent = Annotated[
 ]
 
 
-class EventIn(BaseModel):
+class EventIn(Known):
     """One event to publish."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EVENT]})
+    model_config = ConfigDict(json_schema_extra={"examples": [EVENT]})
 
     topic: str = Field(
         description="Tokens separated by dots, ten at most. Subscriptions are chosen by it.",
@@ -109,7 +110,7 @@ class EventIn(BaseModel):
         None,
         description="Makes the request safe to repeat: the same id with the same content is one "
         "event. Ids are common to all tenants: take a random one, a UUID. Left out: a new one.",
-        json_schema_extra={"pattern": "^[A-Za-z0-9_.:-]{1,255}$"},
+        json_schema_extra={"pattern": r"^(?!\.{1,2}$)[A-Za-z0-9_.:-]{1,255}$"},
     )
     tenant: str | None = Field(
         None,
@@ -119,10 +120,10 @@ class EventIn(BaseModel):
     )
 
 
-class EventsIn(BaseModel):
+class EventsIn(Known):
     """Events that are published together: all of them, or none."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"events": [EVENT]}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"events": [EVENT]}]})
 
     # The view looks at each, and names all that are refused, not only those of a wrong shape.
     events: list[SkipValidation[EventIn]] = Field(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, Strict
 from pydantic_core import PydanticCustomError
 
+from api.v1.known import Known, few_keys
 from api.v1.moments import Moment
 from deliveries.sending.send_test import TEST_TOPIC
 from subscriptions.models import Subscription
@@ -31,10 +32,10 @@ WARNINGS = {
 }
 
 
-class Body(BaseModel):
+class Body(Known, BaseModel):
     """A body that is taken as it is: `true` is no number, `"1"` is none, and no key is unknown."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True)
 
 
 _EXAMPLE: dict[str, Any] = {
@@ -88,10 +89,12 @@ Groups = Annotated[
         description="Names of groups of topic patterns (the setting WEBHOOKS_TOPIC_GROUPS), whose "
         "patterns are added to `topic_patterns`.",
         examples=[["all attacks"]],
+        max_length=MAX_PATTERNS,
     ),
 ]
 Headers = Annotated[
     dict[str, str],
+    BeforeValidator(lambda value: few_keys(value, MAX_HEADERS)),
     Field(
         description="Headers to add to each request, such as a token that the receiver asks for. "
         "Every key that may read the subscription reads them.",
@@ -329,6 +332,7 @@ class Replay(Body):
         default=["failed", "discarded"],
         description="Deliveries in one of these statuses.",
         min_length=1,
+        max_length=3,
     )
     topic: str = Field(
         default=LEFT_OUT,

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from django.db import connection, transaction
 
-from deliveries.body import build_body, validate_event_id
+from deliveries.body import InvalidEventId, build_body, validate_event_id
 from deliveries.models import Event
 from deliveries.tracing import is_traced, publish_span
 from deliveries.waking.wakeups import wake
@@ -180,6 +180,8 @@ def _checked(
         )
     given = event_id is not None
     event_id = validate_event_id(event_id) if given else str(uuid7())
+    if event_id in (".", ".."):
+        raise InvalidEventId(f"The event id {event_id!r} means something else in an address.")
     created_at = datetime.now(UTC)
     body = build_body(event_id, created_at, topic, event_type, payload, limit=limit)
     return _Draft(event_id, topic, tenant, event_type, payload, body, created_at, given)

@@ -61,10 +61,23 @@ def test_a_body_of_another_kind_is_refused(
 @pytest.mark.urls("tests.api.routes")
 @pytest.mark.parametrize(
     "kind",
-    ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf-8"'],
+    [
+        "application/json",
+        "Application/JSON; charset=UTF-8",
+        'application/json;charset="utf-8"',
+        "application/json; charset=utf-8; profile=x",
+        'application/json; profile="charset=latin1"',
+    ],
 )
 def test_json_in_utf_8_is_what_is_wanted(caller: Caller, kind: str) -> None:
-    assert caller.call("POST", THINGS, SOUND, Content_Type=kind).status_code == 200
+    response = caller.call("POST", THINGS, SOUND, Content_Type=kind, Content_Encoding="Identity")
+    assert response.status_code == 200
+
+
+@pytest.mark.urls("tests.api.routes")
+def test_a_body_that_means_nothing_is_not_judged(db: Any) -> None:
+    reader = Caller("deliveries:read")
+    assert reader.call("GET", THINGS, b"{", Content_Type="text/plain").status_code == 200
 
 
 @pytest.mark.urls("tests.api.routes")

@@ -317,6 +317,7 @@ def test_deleting_discards_what_waits_and_says_why(subscription: Subscription) -
     trip(subscription)
     response = caller().call("DELETE", f"{URL}/{subscription.pk}")
     assert (response.status_code, response.content) == (204, b"")
+    assert not {"Content-Length", "Content-Type"} & set(response.headers)
     assert not Subscription.objects.exists()
     assert not SigningSecret.objects.exists()
     assert {(one.status, one.last_error) for one in Delivery.objects.all()} == {

@@ -58,7 +58,15 @@ def test_a_problem_s_type_leads_to_its_explanation(client: Client) -> None:
         (slug, status, re.sub("`([^`]+)`", r"<code>\1</code>", text))
         for slug, status, text in written
     ]
-    assert client.post(problems.TYPES.partition("#")[0]).status_code == 405
+
+
+@pytest.mark.parametrize("page", ["problems", "openapi.json", "docs"])
+def test_a_page_is_read_and_nothing_else(client: Any, page: str) -> None:
+    assert client.head(f"/api/{page}").status_code == 200
+    for method in (client.post, client.put, client.delete, client.options):
+        response = method(f"/api/{page}")
+        assert (response.status_code, response["Allow"]) == (405, "GET, HEAD")
+        assert response["Content-Type"] == problems.MEDIA_TYPE
 
 
 def test_every_scope_is_explained() -> None:
