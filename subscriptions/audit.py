@@ -13,9 +13,9 @@ Deals in ids and SQL, below the models, because the circuit writes entries.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
+import pwd
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -57,8 +57,9 @@ def who_acts() -> tuple[str, str]:
 def system_user() -> str:
     """Who runs this process, as the operating system says; with `sudo`, who called it."""
     try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container may know no names
+        # Not `getpass.getuser()`, which believes LOGNAME and USER.
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container may know no names
         user = f"uid {os.getuid()}"
     called_by = os.environ.get("SUDO_USER", "")
     return f"{called_by} as {user}" if called_by and called_by != user else user

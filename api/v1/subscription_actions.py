@@ -82,8 +82,8 @@ def send_test_event(
     """Send one signed test event, at once and once, and wait for what the receiver says.
 
     It takes at most WEBHOOKS_REQUEST_TIMEOUT (10 s) and a little. Works on paused and tripped
-    subscriptions too; nothing is recorded, and the circuit does not count it. The answer is 200
-    whatever the receiver says: `succeeded` is what to look at.
+    subscriptions too; only the audit records it, and the circuit does not count it. The answer is
+    200 whatever the receiver says: `succeeded` is what to look at.
     """
     subscription = find(request, subscription_id)
     with _one_of_the_tests(subscription.tenant):

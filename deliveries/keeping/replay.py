@@ -213,6 +213,12 @@ def replay_chosen(chosen: Chosen) -> Iterator[Replayed]:
 def why_not(delivery_ids: Iterable[int]) -> dict[int, str]:
     """For deliveries that `replay` left alone: why, in words for operators."""
     ids = list(delivery_ids)
+    return dict.fromkeys(ids, "it was changed in that very moment; try again") | would_refuse(ids)
+
+
+def would_refuse(delivery_ids: Iterable[int]) -> dict[int, str]:
+    """Those of these deliveries that `replay` would leave alone now, and why."""
+    ids = list(delivery_ids)
     found = {delivery.pk: delivery for delivery in Delivery.objects.filter(pk__in=ids)}
     subscriptions = Subscription.objects.in_bulk(
         {delivery.subscription_id for delivery in found.values()}
@@ -237,6 +243,4 @@ def why_not(delivery_ids: Iterable[int]) -> dict[int, str]:
             reasons[delivery_id] = (
                 "its event is a tenant's, and its subscription is not for all now"
             )
-        else:
-            reasons[delivery_id] = "it was changed in that very moment; try again"
     return reasons

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Sequence
@@ -83,6 +84,9 @@ class OperatorCommand(BaseCommand):
             # for it goes nowhere, or it would complain at the end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            # As the shell says it of a program that ended by this signal.
+            raise CommandError("Interrupted.", returncode=128 + signal.SIGINT) from None
         except ProgrammingError as error:
             if isinstance(error.__cause__, errors.UndefinedTable | errors.UndefinedColumn):
                 raise CommandError(
@@ -170,6 +174,13 @@ def find_one(name_or_id: str, tenant: str | None) -> Subscription:
         raise CommandError(str(error)) from None
 
 
+def whose(tenant: str | None) -> str:
+    """To be put after "No subscription", where those of a tenant alone were looked at."""
+    if tenant is None:
+        return ""
+    return f" of the tenant {tenant!r}" if tenant else " of the application itself"
+
+
 def find_all(names_or_ids: Iterable[str], tenant: str | None) -> list[Subscription]:
     """The subscriptions, each once. `CommandError` for unknown ones, before anything is done."""
     found: dict[Any, Subscription] = {}
@@ -202,6 +213,13 @@ def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
         return int(text)
 
     return parse_number
+
+
+def one_line_text(text: str) -> str:
+    """An argparse type: printable text; the database takes no NUL, and no half of a character."""
+    if not text.isprintable():
+        raise ArgumentTypeError(f"{text[:80]!a} has something in it that does not print")
+    return text
 
 
 def seconds(text: str) -> float:

@@ -366,13 +366,19 @@ def test_a_subscriptions_failures_are_chosen_by_status_and_time(woken: list[Any]
         "3 deliveries would be sent again.\n  a: 3\n"
     )
     words = ("replay", "--subscription", "a", "--dry-run")
-    assert run_json(*words, "--since", "2h") == {"chosen": 1, "by_subscription": {"a": 1}}
+    assert run_json(*words, "--since", "2h") == {
+        "chosen": 1, "by_subscription": {"a": 1}, "refused": {},
+    }  # fmt: skip
     assert run_json(*words, "--since", "1d", "--until", "2h")["chosen"] == 1
     assert run_json(*words, "--status", "succeeded")["chosen"] == 1
     assert run_json(*words, "--topic", "test.a")["chosen"] == 3
     assert run_json(*words, "--topic", "test.b")["chosen"] == 0
     tomorrow = (timezone.now() + timedelta(days=1)).date().isoformat()
-    assert run_json(*words, "--since", tomorrow) == {"chosen": 0, "by_subscription": {}}
+    assert run_json(*words, "--since", tomorrow) == {
+        "chosen": 0,
+        "by_subscription": {},
+        "refused": {},
+    }
     assert Delivery.objects.filter(status="pending").count() == 0
     assert run_json("replay", "--subscription", "a")["pending"] == 3
     assert Delivery.objects.filter(status="pending", **chosen).count() == 3
@@ -389,9 +395,10 @@ def test_a_dry_run_counts_by_subscription_and_changes_nothing(woken: list[Any]) 
     ids = [str(one) for one in Delivery.objects.values_list("pk", flat=True)]
     before = statuses(Subscription.objects.get(name="a"))
     assert len(finished) == 4
-    assert run_json("replay", *ids, "--dry-run") == {
-        "chosen": 4, "by_subscription": {"a": 2, "b": 2},
+    assert run_json("replay", *map(str, finished), "--dry-run") == {
+        "chosen": 4, "by_subscription": {"a": 2, "b": 2}, "refused": {},
     }  # fmt: skip
+    assert "it is pending already" in refusal("replay", *ids, "--dry-run")
     assert statuses(Subscription.objects.get(name="a")) == before
     assert woken == []
 

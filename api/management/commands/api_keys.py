@@ -9,7 +9,7 @@ from django.core.management.base import CommandParser
 
 from api.models import ApiKey
 from subscriptions.management.base import OperatorCommand, add_json_flag, when
-from subscriptions.management.tables import Column, Row
+from subscriptions.management.tables import NARROWEST, Column, Row
 
 
 class Command(OperatorCommand):
@@ -36,7 +36,7 @@ class Command(OperatorCommand):
             [
                 Row(
                     (key.prefix, key.state, when(key.last_used_at)[:16], key.bound_to, key.name),
-                    textwrap.wrap(_may(key), self.width - 2),
+                    textwrap.wrap(_may(key), max(self.width, NARROWEST) - 2),
                 )
                 for key in keys
             ],

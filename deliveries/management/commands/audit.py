@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
-from django.core.management.base import CommandParser
+from django.core.management.base import CommandError, CommandParser
 from rich.text import Text
 
 from subscriptions.management.base import (
@@ -73,9 +73,9 @@ class Command(OperatorCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         chosen = AuditEntry.objects.all()
-        if options["subscription"]:
+        if options["subscription"] is not None:
             chosen = chosen.of(_subscription_id(options["subscription"], options["tenant"]))
-        elif options["tenant"] is not None:
+        if options["tenant"] is not None:
             chosen = chosen.filter(tenant=options["tenant"])
         if options["action"]:
             chosen = chosen.filter(action=options["action"])
@@ -102,9 +102,13 @@ class Command(OperatorCommand):
 
 
 def _subscription_id(name_or_id: str, tenant: str | None) -> UUID:
-    with suppress(ValueError):
-        return UUID(name_or_id)
-    return find_one(name_or_id, tenant).pk
+    try:
+        return find_one(name_or_id, tenant).pk
+    except CommandError:
+        # It may have been deleted.
+        with suppress(ValueError):
+            return UUID(name_or_id)
+        raise
 
 
 def _row(entry: AuditEntry) -> Row:

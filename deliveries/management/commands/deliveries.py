@@ -23,10 +23,14 @@ from subscriptions.management.base import (
     find_one,
     moment,
     one_line,
+    one_line_text,
     whole_number,
 )
 from subscriptions.management.tables import Column, Row, safe
 from subscriptions.times import age, exact
+
+# So many are listed, unless --limit says otherwise.
+LIMIT = 50
 
 # Seconds between two looks.
 LOOK_EVERY = 1.0
@@ -62,8 +66,12 @@ class Command(OperatorCommand):
             "--status", choices=[status.value for status in Delivery.Status], help="only these"
         )
         parser.add_argument("--subscription", metavar="NAME", help="only this one, a name or an id")
-        parser.add_argument("--topic", help="only of events with this very topic")
-        parser.add_argument("--event", metavar="ID", help="only of the event with this id")
+        parser.add_argument(
+            "--topic", type=one_line_text, help="only of events with this very topic"
+        )
+        parser.add_argument(
+            "--event", type=one_line_text, metavar="ID", help="only of the event with this id"
+        )
         parser.add_argument(
             "--since", type=moment, metavar="TIME", help="published since then: 2h, 7d, 2026-01-31"
         )
@@ -73,9 +81,8 @@ class Command(OperatorCommand):
         parser.add_argument(
             "--limit",
             type=whole_number(1, 100_000),
-            default=50,
             metavar="N",
-            help="so many at most (%(default)s)",
+            help=f"so many at most ({LIMIT})",
         )
         parser.add_argument("--follow", action="store_true", help="what happens from now on")
         add_tenant_flag(parser, "only what belongs to this tenant; '' is the application itself")
@@ -83,8 +90,9 @@ class Command(OperatorCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         name, tenant = options["subscription"], options["tenant"]
-        if "\0" in (options["topic"] or "") + (options["event"] or ""):
-            raise CommandError("A topic and an id of an event have no NUL.", returncode=2)
+        if options["follow"] and options["limit"] is not None:
+            raise CommandError("--limit does not go with --follow.", returncode=2)
+        limit = LIMIT if options["limit"] is None else options["limit"]
         wanted = WantedDeliveries(
             subscription=None if name is None else find_one(name, tenant).pk,
             status=options["status"],
@@ -100,10 +108,10 @@ class Command(OperatorCommand):
             except KeyboardInterrupt:
                 return
         elif options["json"]:
-            for delivery in newest(wanted, options["limit"], self._gave_up):
+            for delivery in newest(wanted, limit, self._gave_up):
                 self.write_json_line(_as_json(delivery))
         else:
-            self._list(list(newest(wanted, options["limit"], self._gave_up)))
+            self._list(list(newest(wanted, limit, self._gave_up)))
 
     def _gave_up(self) -> None:
         self._warn(

@@ -10,8 +10,7 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 
 from deliveries import EventConflict, publish
-from deliveries.body import validate_event_id
-from deliveries.models import Delivery, Event
+from deliveries.models import Delivery
 from subscriptions.management.base import OperatorCommand, add_json_flag, add_tenant_flag
 
 
@@ -47,23 +46,20 @@ class Command(OperatorCommand):
         add_json_flag(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        event_id = options["event_id"]
         try:
-            known = (
-                event_id is not None
-                and Event.objects.filter(pk=validate_event_id(event_id)).exists()
-            )
             event = publish(
                 options["topic"],
                 _payload(options["data"]),
                 event_type=options["event_type"],
-                event_id=event_id,
+                event_id=options["event_id"],
                 tenant=options["tenant"] or "",
             )
         except EventConflict as error:
             raise CommandError(str(error)) from None
         except ValueError as error:
             raise CommandError(str(error), returncode=2) from None
+        # Nothing was matched for one that was there already.
+        known = event.matched is None
         statuses = list(Delivery.objects.filter(event_id=event.id).values_list("status", flat=True))
         held = sum(1 for status in statuses if status == Delivery.Status.HELD)
         if options["json"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
@@ -14,6 +15,7 @@ from deliveries.keeping.replay import (
     replay,
     replay_chosen,
     why_not,
+    would_refuse,
 )
 from deliveries.models import Delivery
 from subscriptions.management.base import (
@@ -23,6 +25,7 @@ from subscriptions.management.base import (
     delivery_id,
     find_one,
     moment,
+    one_line_text,
 )
 from subscriptions.management.tables import safe
 from subscriptions.models import Subscription
@@ -72,7 +75,11 @@ class Command(OperatorCommand):
             metavar="TIME",
             help="with --subscription: events published before then",
         )
-        parser.add_argument("--topic", help="with --subscription: only of events with this topic")
+        parser.add_argument(
+            "--topic",
+            type=one_line_text,
+            help="with --subscription: only of events with this topic",
+        )
         parser.add_argument(
             "--dry-run",
             action="store_true",
@@ -81,8 +88,10 @@ class Command(OperatorCommand):
         add_json_flag(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        narrowed = any(options[name] for name in ("tenant", "status", "since", "until", "topic"))
-        if bool(options["ids"]) == bool(options["subscription"]):
+        narrowed = any(
+            options[name] is not None for name in ("tenant", "status", "since", "until", "topic")
+        )
+        if bool(options["ids"]) == (options["subscription"] is not None):
             raise CommandError("Give the ids of deliveries, or --subscription NAME.", returncode=2)
         if options["ids"] and narrowed:
             raise CommandError(
@@ -96,18 +105,21 @@ class Command(OperatorCommand):
 
     def _replay_ids(self, ids: list[int], options: dict[str, Any]) -> None:
         if options["dry_run"]:
-            finished = Delivery.objects.filter(pk__in=ids, status__in=FINISHED)
-            self._say_how_many(finished, options)
+            refused = would_refuse(ids)
+            sound = Delivery.objects.filter(pk__in=set(ids) - refused.keys())
+            self._say_how_many(sound, refused, options)
+            self._refuse(refused)
             return
         replayed, changed = replay(ids)
         refused = why_not([delivery_id for delivery_id in ids if delivery_id not in changed])
         self._report(replayed, refused, options)
-        if refused:
-            lines = [
-                f"Delivery {number}: {reason}" for number, reason in list(refused.items())[:SHOWN]
-            ]
-            if len(refused) > SHOWN:
-                lines.append(f"… and {len(refused) - SHOWN} more that were not replayed.")
+        self._refuse(refused)
+
+    def _refuse(self, refused: dict[int, str]) -> None:
+        lines = [f"Delivery {number}: {reason}" for number, reason in list(refused.items())[:SHOWN]]
+        if len(refused) > SHOWN:
+            lines.append(f"… and {len(refused) - SHOWN} more that are not sent again.")
+        if lines:
             raise CommandError("\n".join(lines))
 
     def _replay_subscription(self, options: dict[str, Any]) -> None:
@@ -119,7 +131,7 @@ class Command(OperatorCommand):
             topic=options["topic"],
         )
         if options["dry_run"]:
-            self._say_how_many(chosen.rows(), options)
+            self._say_how_many(chosen.rows(), {}, options)
             return
         total = Replayed()
         for number, total in enumerate(replay_chosen(chosen), start=1):
@@ -127,16 +139,22 @@ class Command(OperatorCommand):
                 self.stderr.write(f"… {_deliveries(sum(total))} so far")
         self._report(total, {}, options)
 
-    def _say_how_many(self, rows: QuerySet[Delivery], options: dict[str, Any]) -> None:
+    def _say_how_many(
+        self, rows: QuerySet[Delivery], refused: dict[int, str], options: dict[str, Any]
+    ) -> None:
         """Of what is there now; nothing is changed."""
         counted = rows.order_by().values_list("subscription_id").annotate(Count("pk"))
         counts = dict(counted)
         known = Subscription.objects.in_bulk(list(counts))
-        names = {str(known[key]): number for key, number in counts.items() if key in known}
-        # A deleted one's are not sent again.
-        total = sum(names.values())
+        names: Counter[str] = Counter()
+        for key, number in counts.items():
+            # A deleted one's are not sent again.
+            if key in known:
+                names[str(known[key])] += number
+        total = names.total()
         if options["json"]:
-            self.write_json({"chosen": total, "by_subscription": names})
+            found = {"chosen": total, "by_subscription": names, "refused": _by_text(refused)}
+            self.write_json(found)
             return
         self.stdout.write(f"{_deliveries(total)} would be sent again.")
         for name, number in sorted(names.items()):
@@ -148,9 +166,7 @@ class Command(OperatorCommand):
                 {
                     "pending": replayed.pending,
                     "held": replayed.held,
-                    "refused": {
-                        str(delivery_id): reason for delivery_id, reason in refused.items()
-                    },
+                    "refused": _by_text(refused),
                 }
             )
             return
@@ -159,6 +175,10 @@ class Command(OperatorCommand):
             self.stdout.write(
                 f"{_deliveries(replayed.held)} held until the subscription is active again."
             )
+
+
+def _by_text(refused: dict[int, str]) -> dict[str, str]:
+    return {str(number): reason for number, reason in refused.items()}
 
 
 def _deliveries(count: int) -> str:

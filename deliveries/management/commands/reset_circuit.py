@@ -8,7 +8,7 @@ from django.core.management.base import CommandError, CommandParser
 
 from deliveries.management.discarding import DiscardingCommand
 from subscriptions import circuit
-from subscriptions.management.base import find_all, of_tenant
+from subscriptions.management.base import find_all, of_tenant, whose
 from subscriptions.management.switching import add_names
 from subscriptions.models import Subscription
 
@@ -50,7 +50,7 @@ class Command(DiscardingCommand):
             [subscription.pk for subscription in chosen if subscription.state == "active"]
         )
         if not chosen and not options["json"]:
-            self.stdout.write("No subscription is tripped.")
+            self.stdout.write(f"No subscription{whose(options['tenant'])} is tripped.")
             return
         held = "what was held is discarded" if options["discard_held"] else "what was held is sent"
         self.report(

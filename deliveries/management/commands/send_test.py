@@ -19,8 +19,8 @@ from subscriptions.topics.rules import InvalidTopic
 class Command(OperatorCommand):
     help = (
         "Send one signed test event to a subscription, at once and once, and show the answer. "
-        "Works on paused and tripped ones too; nothing is recorded. Exit code 0 for an answer of "
-        "2xx, 1 for all else."
+        "Works on paused and tripped ones too; only the audit records it. Exit code 0 for an "
+        "answer of 2xx, 1 for all else."
     )
     examples = ("billing", "billing --topic order.created --json")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 from django.utils import timezone
+from rich.text import Text
 
 from deliveries.keeping.statistics import Row as Attempts
 from deliveries.keeping.statistics import by_subscription
@@ -82,7 +83,7 @@ class Command(OperatorCommand):
             return
         if whole is not None:
             for line in _lines(whole):
-                self.write_line(safe(line))
+                self.write_line(Text(line.replace("\xa0", " ")))
             self.stdout.write("")
         self._table(rows, hours)
 
@@ -117,7 +118,7 @@ class Command(OperatorCommand):
             ],
         )
         if len(rows) > SHOWN:
-            self.write_line(f"and {len(rows) - SHOWN:,} others, of which fewer failed")
+            self.write_line(f"and {len(rows) - SHOWN:,} others, of which no more failed")
 
     def _of_one(self, one: Subscription, hours: int, *, as_json: bool) -> None:
         course = hourly([one.pk], hours)[one.pk]

@@ -25,6 +25,7 @@ from subscriptions.management.base import (
     add_json_flag,
     add_tenant_flag,
     when,
+    whose,
 )
 from subscriptions.management.tables import Column, Row, safe
 from subscriptions.models import Subscription
@@ -93,14 +94,14 @@ class Command(OperatorCommand):
             chosen = chosen.filter(tenant=options["tenant"])
         if options["state"]:
             chosen = _CHOSEN[options["state"]](chosen)
-        if options["host"]:
+        if options["host"] is not None:
             try:
                 chosen = chosen.at_host(options["host"])
             except ValueError as error:
                 raise CommandError(str(error), returncode=2) from None
         found = sorted(chosen, key=_urgency)
-        some = options["state"] or options["host"] or options["tenant"] is not None
-        ids = [subscription.pk for subscription in found] if some else None
+        narrowed = options["state"] or options["host"] or options["tenant"] is not None
+        ids = [subscription.pk for subscription in found] if narrowed else None
         waiting = backlogs(ids)
         lanes = Lane.objects.in_bulk(ids)
         shown = [
@@ -120,10 +121,9 @@ class Command(OperatorCommand):
             self.write_json([_as_json(row) for row in shown])
             return
         if not shown:
-            whose = f" of the tenant {options['tenant']!r}" if options["tenant"] else ""
-            whose += f" at {options['host']}" if options["host"] else ""
+            some = whose(options["tenant"]) + (f" at {options['host']}" if options["host"] else "")
             what = f"is {options['state']}" if options["state"] else "exists yet"
-            self.stdout.write(f"No subscription{whose} {what}.")
+            self.stdout.write(f"No subscription{some} {what}.")
             return
         # A column for those who have tenants.
         tenants = any(_tenant(row.subscription) for row in shown)
