@@ -303,12 +303,6 @@ def list_events(
     return {"data": found.rows, "next_cursor": found.next_cursor}
 
 
-@router.get("/batch", auth=scope("deliveries:read"), response=EventRead, include_in_schema=False)
-def read_event_called_batch(request: HttpRequest) -> Any:
-    """Its address is that of another operation, too."""
-    return read_event(request, "batch")
-
-
 @router.get(
     "/{event_id}",
     auth=scope("deliveries:read"),

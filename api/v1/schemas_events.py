@@ -110,7 +110,7 @@ class EventIn(Known):
         None,
         description="Makes the request safe to repeat: the same id with the same content is one "
         "event. Ids are common to all tenants: take a random one, a UUID. Left out: a new one.",
-        json_schema_extra={"pattern": r"^(?!\.{1,2}$)[A-Za-z0-9_.:-]{1,255}$"},
+        json_schema_extra={"pattern": r"^(?!(\.{1,2}|batch)$)[A-Za-z0-9_.:-]{1,255}$"},
     )
     tenant: str | None = Field(
         None,

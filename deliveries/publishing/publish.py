@@ -20,6 +20,9 @@ from subscriptions.tenants import validate_tenant
 from subscriptions.topics.rules import candidates, validate_published, validate_topic
 
 MAX_TYPE_LENGTH = 255
+# An event with one of these ids would have no address of its own in the API (RFC 3986, section
+# 5.2.4, takes dots out of addresses).
+_NO_IDS = frozenset({".", "..", "batch"})
 
 _REQUIRED = frozenset({"topic", "payload"})
 _KNOWN = _REQUIRED | {"event_type", "event_id", "tenant"}
@@ -180,8 +183,10 @@ def _checked(
         )
     given = event_id is not None
     event_id = validate_event_id(event_id) if given else str(uuid7())
-    if event_id in (".", ".."):
-        raise InvalidEventId(f"The event id {event_id!r} means something else in an address.")
+    if event_id in _NO_IDS:
+        raise InvalidEventId(
+            f"The event id {event_id!r} means something else in an address of the API; add to it."
+        )
     created_at = datetime.now(UTC)
     body = build_body(event_id, created_at, topic, event_type, payload, limit=limit)
     return _Draft(event_id, topic, tenant, event_type, payload, body, created_at, given)
