@@ -53,8 +53,7 @@ class ApiKeyAuth(AuthBase):
                 f"{', '.join(sorted(caller.scopes))}.",
                 scope=self.scope,
             )
-        if request.method in bodies.METHODS:
-            bodies.read(request)
+        bodies.read(request)
         return caller
 
 

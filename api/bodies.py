@@ -15,6 +15,8 @@ METHODS = frozenset({"POST", "PATCH"})
 
 def read(request: HttpRequest) -> None:
     """Read the body, so that `request.body` has it. Raises `Problem` (400, 411, 413, 415)."""
+    if request.method not in METHODS:
+        return
     meta = request.META
     if "HTTP_TRANSFER_ENCODING" in meta:
         raise Problem(

@@ -43,6 +43,8 @@ _GIVEN_UP = {
 OF_EVERY_ROUTE = (400, 401, 403, 429, 500, 503)
 OF_A_BODY = (411, 413, 415)
 OF_PARAMETERS = (422,)
+# So many faults of a request are named, but of a batch each event that is refused; all are counted.
+MAX_ERRORS = 100
 # Names of RFC 9110: those of Python before 3.13 are older.
 PHRASES = {status.value: status.phrase for status in HTTPStatus if status.value >= 400} | {
     413: "Content Too Large",
@@ -53,10 +55,6 @@ HEADERS = {
     429: ("Retry-After", "integer", "Seconds after which the key may ask again."),
     503: ("Retry-After", "integer", "Seconds after which to send the same again."),
 }
-
-
-# So many faults of a request are named, but of a batch each event that is refused; all are counted.
-MAX_ERRORS = 100
 
 
 class Problem(Exception):
@@ -167,14 +165,14 @@ def from_validation_error(error: ValidationError) -> Problem:
     )
 
 
-def invalid(errors: list[dict[str, str]], most: int = MAX_ERRORS) -> Problem:
+def invalid(errors: list[dict[str, str]], limit: int = MAX_ERRORS) -> Problem:
     """422 with these faults, each `{"pointer" | "parameter" | "header": …, "detail": …}`."""
     first = errors[0]
     place = first.get("pointer") or first.get("parameter") or first.get("header") or ""
     detail = f"{place}: {first['detail']}" if place else first["detail"]
     if len(errors) > 1:
         detail += f" ({len(errors) - 1} more)"
-    return Problem(422, "invalid", "The request is not valid", detail, errors=errors[:most])
+    return Problem(422, "invalid", "The request is not valid", detail, errors=errors[:limit])
 
 
 def not_found(what: str = "") -> Problem:

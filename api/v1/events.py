@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from base64 import urlsafe_b64encode
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
@@ -171,7 +170,7 @@ def _id_of_key(tenant: str, key: str, number: int | None) -> str:
 def _described(events: Sequence[Event]) -> list[dict[str, Any]]:
     """`Published` for each. A query only for those that were known before."""
     known = {event.id for event in events if event.matched is None}
-    counts = defaultdict(int, _counts(known) if known else {})
+    counts = _counts(known) if known else {}
     described = []
     for event in events:
         described.append(
@@ -181,7 +180,9 @@ def _described(events: Sequence[Event]) -> list[dict[str, Any]]:
                 "type": event.type,
                 "tenant": event.tenant,
                 "created_at": timestamp(event.created_at),
-                "subscriptions": counts[event.id] if event.matched is None else event.matched,
+                "subscriptions": counts.get(event.id, 0)
+                if event.matched is None
+                else event.matched,
                 "already_published": event.id in known,
             }
         )
@@ -215,11 +216,8 @@ def _of_conflict(error: ValueError, event: EventIn, pointer: str) -> dict[str, s
     if event.id is not None:
         return _error(error, pointer)
     detail = "The key was used for an event with other content; a new event needs a new key."
-    return (
-        {"pointer": pointer, "detail": detail}
-        if pointer
-        else {"header": "Idempotency-Key", "detail": detail}
-    )
+    place = {"pointer": pointer} if pointer else {"header": "Idempotency-Key"}
+    return {**place, "detail": detail}
 
 
 def _conflict(errors: list[dict[str, str]]) -> Problem:

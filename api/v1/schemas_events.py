@@ -9,7 +9,7 @@ from uuid import UUID
 from ninja import Query
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
-from api.v1.known import Known
+from api.v1.closed import Closed
 from api.v1.moments import Moment
 
 MAX_EVENTS = 1000
@@ -89,7 +89,7 @@ OfEvent = Annotated[
 ]
 
 
-class EventIn(Known):
+class EventIn(Closed):
     """One event to publish."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EVENT]})
@@ -120,7 +120,7 @@ class EventIn(Known):
     )
 
 
-class EventsIn(Known):
+class EventsIn(Closed):
     """Events that are published together: all of them, or none."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"events": [EVENT]}]})

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, Strict
 from pydantic_core import PydanticCustomError
 
-from api.v1.known import Known, few_keys
+from api.v1.closed import Closed, limit_keys
 from api.v1.moments import Moment
 from deliveries.sending.send_test import TEST_TOPIC
 from subscriptions.models import Subscription
@@ -32,7 +32,7 @@ WARNINGS = {
 }
 
 
-class Body(Known, BaseModel):
+class Body(Closed, BaseModel):
     """A body that is taken as it is: `true` is no number, `"1"` is none, and no key is unknown."""
 
     model_config = ConfigDict(strict=True)
@@ -94,7 +94,7 @@ Groups = Annotated[
 ]
 Headers = Annotated[
     dict[str, str],
-    BeforeValidator(lambda value: few_keys(value, MAX_HEADERS)),
+    BeforeValidator(lambda value: limit_keys(value, MAX_HEADERS)),
     Field(
         description="Headers to add to each request, such as a token that the receiver asks for. "
         "Every key that may read the subscription reads them.",

@@ -102,7 +102,7 @@ def test_the_same_again_is_the_first_event(by_header: bool, application: Caller)
     def send(**changed: Any) -> Any:
         body, headers = {**EVENT, **changed}, {}
         if by_header:
-            headers["Idempotency_Key"] = "a key, with: blanks"
+            headers["Idempotency_Key"] = "a key, with: ümläuts and blanks"
         else:
             body["id"] = "order-42"
         return application.call("POST", EVENTS, body, **headers)

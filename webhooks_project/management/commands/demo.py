@@ -11,8 +11,9 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from subscriptions.management.base import whole_number
 from webhooks_project import engines
-from webhooks_project.management.commands.up import listen, migrate, port
+from webhooks_project.management.commands.up import listen, migrate
 from webhooks_project.programs import installation, stop_seconds
 from webhooks_project.supervisor import Supervisor
 
@@ -38,7 +39,10 @@ class Command(BaseCommand):
         )
         parser.add_argument("--json", action="store_true", help="print the figures as JSON")
         parser.add_argument(
-            "--port", type=port, default=8000, help="port of the admin (%(default)s, or a free one)"
+            "--port",
+            type=whole_number(0, 65535),
+            default=8000,
+            help="port of the admin (%(default)s, or a free one)",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:

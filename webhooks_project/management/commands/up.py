@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 import tempfile
-from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import OperationalError, connection
 
+from subscriptions.management.base import whole_number
 from webhooks_project import engines
 from webhooks_project.programs import installation, spare_cores, stop_seconds, web_url
 from webhooks_project.supervisor import Supervisor
@@ -74,21 +74,6 @@ def migrate() -> None:
         connection.close_pool()  # type: ignore[attr-defined]
 
 
-def _count(limit: int) -> Any:
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= limit:
-            raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to {limit}")
-        return int(text)
-
-    return parse
-
-
-def port(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
-        raise ArgumentTypeError(f"{text!r} is not a port: 1 to 65535, or 0 for a free one")
-    return int(text)
-
-
 class Command(BaseCommand):
     help = (
         "Start everything: database and broker (unless configured elsewhere), migrations, web, "
@@ -100,16 +85,22 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--host", default="127.0.0.1", help="address of the web (%(default)s)")
         parser.add_argument(
-            "--port", type=port, default=8000, help="its port; 0: any free one (%(default)s)"
+            "--port",
+            type=whole_number(0, 65535),
+            default=8000,
+            help="its port; 0: any free one (%(default)s)",
         )
         parser.add_argument(
             "--workers",
-            type=_count(64),
+            type=whole_number(1, 64),
             default=spare_cores(),
             help="deliver workers (%(default)s: one core is left for the other programs)",
         )
         parser.add_argument(
-            "--threads", type=_count(1024), default=128, help="threads of each (%(default)s)"
+            "--threads",
+            type=whole_number(1, 1024),
+            default=128,
+            help="threads of each (%(default)s)",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
