@@ -18,8 +18,7 @@ from children import Child, child
 from measuring import BenchmarkError, cpu_seconds, tail, wait_for_growth
 from place import CHECKOUT, HERE, Place, Receiver, receiving
 
-from webhooks_project.management.commands.up import listen
-from webhooks_project.programs import DELIVER_QUEUES, RECOVER_QUEUES, beat, web, worker
+from webhooks_project.programs import DELIVER_QUEUES, RECOVER_QUEUES, beat, listen, web, worker
 from webhooks_project.supervisor import Program, Supervisor
 
 # What `manage.py up` gives each of its workers.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from django.core.management.base import CommandError
 
 from subscriptions.conf import conf
 from webhooks_project.engines import CHECKOUT
@@ -31,6 +34,40 @@ def spare_cores() -> int:
 def stop_seconds() -> float:
     """How long the programs have to end: a worker waits for its requests, and writes what came."""
     return conf().request_timeout + 5
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A TCP socket that keeps an address for the web, whose processes bind theirs beside it.
+
+    Raises CommandError in words.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise CommandError(
+            f"--host {host}: {error.strerror}. Give an address of this machine."
+        ) from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        # A socket that shares its port would be bound beside the web of another `up`.
+        with socket.socket(family, kind, protocol) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(address)
+            alone.listen()
+            address = alone.getsockname()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise CommandError(
+                f"{host}:{port} is in use by another program; "
+                "end that one, or choose another port with --port."
+            ) from None
+        raise CommandError(f"{host}:{port} cannot be listened on: {error.strerror}.") from None
+    return listener
 
 
 def web(listener: socket.socket) -> Program:

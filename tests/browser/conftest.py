@@ -17,8 +17,7 @@ from subscriptions.models import AuditEntry, Subscription
 from tests.browser import system
 from tests.conftest import CLUSTER
 from webhooks_project.engines import local_dir
-from webhooks_project.management.commands.up import listen
-from webhooks_project.programs import installation, web_url
+from webhooks_project.programs import installation, listen, web_url
 from webhooks_project.receiver import Answer, Received, Receiver
 
 SETTINGS = "tests.browser.settings"

@@ -39,8 +39,7 @@ def main() -> None:
     from tests.browser.pages import every_page
     from tests.browser.seeding import seed
     from webhooks_project.engines import Cluster
-    from webhooks_project.management.commands.up import listen
-    from webhooks_project.programs import web, web_url
+    from webhooks_project.programs import listen, web, web_url
 
     options.to.mkdir(parents=True, exist_ok=True)
     with Cluster(os.environ["WEBHOOKS_LOCAL_DIR"]) as cluster, listen("127.0.0.1", 0) as listener:

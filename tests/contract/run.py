@@ -49,7 +49,7 @@ def main() -> int:
             [sys.executable, "manage.py", "migrate", "--verbosity", "0"], cwd=ROOT, check=True
         )
         key = prepare()
-        from webhooks_project.management.commands.up import listen
+        from webhooks_project.programs import listen
 
         with listen("127.0.0.1", 0) as listener:
             return run(listener, key, chosen.seconds, options)

@@ -22,8 +22,7 @@ from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
 from tests.end_to_end.conftest import eventually
 from webhooks_project.child import as_child
-from webhooks_project.management.commands.up import listen
-from webhooks_project.programs import web
+from webhooks_project.programs import listen, web
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.end_to_end]
 

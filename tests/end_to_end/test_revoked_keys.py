@@ -18,8 +18,7 @@ from django.core.management import call_command
 from tests.api.calls import key
 from tests.end_to_end.conftest import TIMEOUT, eventually
 from webhooks_project.child import as_child
-from webhooks_project.management.commands.up import listen
-from webhooks_project.programs import WEB_PROCESSES, web
+from webhooks_project.programs import WEB_PROCESSES, listen, web
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.end_to_end]
 

@@ -22,8 +22,7 @@ from tests.api.calls import key
 from tests.end_to_end.conftest import eventually
 from tests.webhooks_project.waiting import alive
 from webhooks_project.child import as_child
-from webhooks_project.management.commands.up import listen
-from webhooks_project.programs import web
+from webhooks_project.programs import listen, web
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.end_to_end]
 

@@ -20,7 +20,7 @@ from tests.faults.waiting import eventually
 from webhooks_project import programs
 from webhooks_project.child import as_child
 from webhooks_project.engines import DATABASE_USER, Cluster
-from webhooks_project.management.commands.up import listen
+from webhooks_project.programs import listen
 from webhooks_project.supervisor import Program
 
 GRACE = 20.0

@@ -18,8 +18,7 @@ from django.core.management.base import CommandError
 
 from tests.webhooks_project.waiting import alive, eventually
 from webhooks_project.engines import CHECKOUT, ENGINES
-from webhooks_project.management.commands.up import listen
-from webhooks_project.programs import installation, stop_seconds, web_url
+from webhooks_project.programs import installation, listen, stop_seconds, web_url
 
 
 class Up:

@@ -13,8 +13,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from subscriptions.management.base import whole_number
 from webhooks_project import engines
-from webhooks_project.management.commands.up import listen, migrate
-from webhooks_project.programs import installation, stop_seconds
+from webhooks_project.management.commands.up import migrate
+from webhooks_project.programs import installation, listen, stop_seconds
 from webhooks_project.supervisor import Supervisor
 
 # What differs from an installation: retries in tenths of seconds instead of seconds, so that

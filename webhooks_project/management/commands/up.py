@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -18,44 +16,16 @@ from django.db import OperationalError, connection
 
 from subscriptions.management.base import whole_number
 from webhooks_project import engines
-from webhooks_project.programs import installation, spare_cores, stop_seconds, web_url
+from webhooks_project.programs import (
+    installation,
+    listen,
+    spare_cores,
+    stop_seconds,
+    web_url,
+)
 from webhooks_project.supervisor import Supervisor
 
 MIGRATION_LOCK = 0x776562686F6F6B73  # "webhooks" in ASCII: a key nobody else uses by chance
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A TCP socket that keeps an address for the web, whose processes bind theirs beside it.
-
-    Raises CommandError in words.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except socket.gaierror as error:
-        raise CommandError(
-            f"--host {host}: {error.strerror}. Give an address of this machine."
-        ) from None
-    listener = socket.socket(family, kind, protocol)
-    try:
-        # A socket that shares its port would be bound beside the web of another `up`.
-        with socket.socket(family, kind, protocol) as alone:
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind(address)
-            alone.listen()
-            address = alone.getsockname()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise CommandError(
-                f"{host}:{port} is in use by another program; "
-                "end that one, or choose another port with --port."
-            ) from None
-        raise CommandError(f"{host}:{port} cannot be listened on: {error.strerror}.") from None
-    return listener
 
 
 def migrate() -> None:
