@@ -51,8 +51,10 @@ LOOK_PAUSE = 0.005
 NO_ROOM_PAUSE = 0.02
 
 # How many deliveries a claim is for, by what the last ones found: a subscription that comes now
-# waits for the claim that is under way, and shares the next. See `MAX_ROWS` for its figure.
-DELIVERIES_AT_ONCE = 250
+# waits for the claim that is under way, and shares the next. Beside the backlog of the benchmark's
+# *tenants*, by turns, the 99th percentile of the other tenant's latency is 52 ms with 250, 33 with
+# 50 and 18 with 25, without the backlog 5; a delivery takes 212, 214 and 255 µs of processor time.
+DELIVERIES_AT_ONCE = 50
 # What the last claims found counts as much as one for so many subscriptions.
 REMEMBERED = 20
 
