@@ -306,7 +306,7 @@ class Subscription(Remembering):
         """Add a new secret and let the others end after `overlap` seconds (default: the setting).
 
         Until then every request carries a signature by each, so that the receiver can change
-        over at any moment between.
+        over at any moment between. Raises `ValidationError` if more than ten would be in force.
         """
         seconds = conf().secret_overlap if overlap is None else overlap
         return self._store_secret(secret, end_others_at=timezone.now() + timedelta(seconds=seconds))
@@ -319,6 +319,8 @@ class Subscription(Remembering):
                 self.secrets.live().filter(
                     Q(expires_at=None) | Q(expires_at__gt=end_others_at)
                 ).update(expires_at=end_others_at)
+                if self.secrets.live().count() >= signing_secrets.MAX_IN_FORCE:
+                    raise ValidationError({"overlap": signing_secrets.TOO_MANY})
             self.secrets.create(ciphertext=token)
             circuit.begin_epoch([self.pk])
             ends = {"old_secrets_end_at": end_others_at.isoformat()} if end_others_at else {}

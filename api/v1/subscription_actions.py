@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 from django.core import signing
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Max
 from django.http import HttpResponse, JsonResponse
@@ -119,7 +120,7 @@ def _one_of_the_tests(tenant: str) -> Iterator[None]:
 @router.post(
     "/{subscription_id}/rotate-secret",
     auth=scope("subscriptions:write"),
-    response={200: RotatedSecret, **problems(404, 422)},
+    response={200: RotatedSecret, **problems(404, 409, 422)},
     summary="Rotate the signing secret",
 )
 def rotate_secret(
@@ -129,7 +130,8 @@ def rotate_secret(
 ) -> HttpResponse:
     """Give the subscription a new signing secret, which is in this answer and in no other.
 
-    Until the old ones end, each request carries a signature by each secret.
+    Until the old ones end, each request carries a signature by each secret. **409**: as many are
+    in force as may be; let them end at once with an `overlap` of 0, or wait until one has ended.
     """
     return _rotate(request, subscription_id, body)
 
@@ -142,9 +144,13 @@ def _rotate(request: Request, subscription_id: str, body: Rotation) -> HttpRespo
         # Two rotations at the same moment are done one after the other.
         subscription = find(request, subscription_id, lock="change")
         old = list(subscription.secrets.live().values_list("pk", flat=True))
-        secret = subscription.rotate_secret(
-            given.get_secret_value() if given else None, overlap=values.get("overlap")
-        )
+        try:
+            secret = subscription.rotate_secret(
+                given.get_secret_value() if given else None, overlap=values.get("overlap")
+            )
+        except ValidationError as error:
+            title, detail = "Too many secrets are in force", " ".join(error.messages)
+            raise Problem(409, "too-many-secrets", title, detail) from None
         ends = subscription.secrets.filter(pk__in=old).aggregate(ends=Max("expires_at"))["ends"]
     shown = RotatedSecret(secret=None if given else secret, old_secrets_end_at=ends)
     response = JsonResponse(shown.model_dump())

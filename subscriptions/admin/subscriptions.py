@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
 from django.db.models import F, Max, QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -335,7 +335,14 @@ class SubscriptionAdmin(CarefulAdmin):
             if confirmed and form.is_valid():
                 secrets = []
                 for one in found:
-                    secrets.append((one, one.rotate_secret(overlap=form.overlap())))
+                    try:
+                        secret = one.rotate_secret(overlap=form.overlap())
+                    except ValidationError as error:
+                        transaction.set_rollback(True)
+                        refusal = f"{one}: {' '.join(error.messages)} Nothing was done."
+                        self.message_user(request, refusal, messages.ERROR)
+                        return redirect(back)
+                    secrets.append((one, secret))
                     self.log_change(request, one, "Rotated the signing secret.")
                 title = (
                     f"{found[0]} has a new signing secret"

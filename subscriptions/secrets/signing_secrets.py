@@ -15,6 +15,13 @@ GENERATED_BYTES = 32
 # Standard Webhooks, "Signature scheme": between 24 bytes (192 bits) and 64 bytes (512 bits).
 MIN_BYTES = 24
 MAX_BYTES = 64
+# How many secrets of a subscription are in force at once: each is a signature in the header of
+# every request, and receivers take only so many bytes of headers.
+MAX_IN_FORCE = 10
+TOO_MANY = (
+    f"{MAX_IN_FORCE} secrets are in force, and no more may be. Let the others end at once (an "
+    "overlap of 0), or wait until one of them has ended."
+)
 
 
 class InvalidSecret(ValueError):

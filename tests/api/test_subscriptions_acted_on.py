@@ -225,6 +225,17 @@ def test_a_wrong_rotation_is_422_and_changes_nothing(
     assert stored(subscription) == before
 
 
+def test_more_secrets_in_force_than_receivers_take_are_409(subscription: Subscription) -> None:
+    for _ in range(9):
+        assert act(caller(), subscription, "rotate-secret").status_code == 200
+    response = act(caller(), subscription, "rotate-secret")
+    assert response.status_code == 409
+    assert response.data["type"] == "/api/problems#too-many-secrets"
+    assert "overlap of 0" in response.data["detail"]
+    assert len(stored(subscription)) == 10
+    assert act(caller(), subscription, "rotate-secret", {"overlap": 0}).status_code == 200
+
+
 def test_of_rotations_at_once_one_secret_is_left_without_an_end(
     subscription: Subscription, at_once: AtOnce
 ) -> None:

@@ -123,6 +123,23 @@ def test_more_secrets_than_a_person_hands_over_are_not_rotated_at_once(
     assert not AuditEntry.objects.filter(action="rotated").exists()
 
 
+def test_no_secret_is_rotated_if_one_of_them_would_have_too_many(admin_client: Client) -> None:
+    first, full = make_subscription(name="a"), make_subscription(name="b")
+    for _ in range(9):
+        full.rotate_secret()
+    sent: dict[str, Any] = {
+        "action": "rotate_secret",
+        "_selected_action": [str(first.pk), str(full.pk)],
+    }
+    question = admin_client.post(LIST, sent)
+    sent |= {bound.html_name: bound.value() for bound in question.context["form"]}
+    response = admin_client.post(LIST, {**sent, "confirmed": "1", "old_secret": "overlap"})
+    [message] = get_messages(response.wsgi_request)
+    assert str(message).startswith("b: 10 secrets are in force, and no more may be.")
+    assert [one.secrets.count() for one in (first, full)] == [1, 10]
+    assert not AuditEntry.objects.filter(action="rotated", via="admin").exists()
+
+
 def test_two_who_rotate_at_once_rotate_once(
     admin_client: Client, transactional_db: None, at_once: Callable[..., list[Any]]
 ) -> None:

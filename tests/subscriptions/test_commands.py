@@ -337,6 +337,16 @@ def test_reset_circuit_all_can_be_for_one_tenant() -> None:
     assert run_json("reset_circuit", "--all")["changed"] == ["billing (other)"]
 
 
+def test_rotate_secret_says_when_too_many_are_in_force() -> None:
+    subscription = make_subscription(name="billing")
+    for _ in range(9):
+        run("rotate_secret", "billing")
+    assert "10 secrets are in force" in refusal("rotate_secret", "billing")
+    assert subscription.secrets.live().count() == 10
+    assert "has a new" in run("rotate_secret", "billing", "--overlap", "0")
+    assert subscription.secrets.live().count() == 1
+
+
 def test_rotate_secret_knows_tenants() -> None:
     make_subscription(name="billing", tenant="acme")
     assert "--tenant" in refusal("rotate_secret", "billing")

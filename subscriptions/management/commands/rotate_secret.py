@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.core.management.base import CommandParser
+from django.core.exceptions import ValidationError
+from django.core.management.base import CommandError, CommandParser
 from django.db.models import Max
 
 from subscriptions.management.base import (
@@ -46,7 +47,10 @@ class Command(OperatorCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         subscription = find_one(options["name"], options["tenant"])
         old = [secret.pk for secret in subscription.secrets.live()]
-        secret = subscription.rotate_secret(options["secret"], overlap=options["overlap"])
+        try:
+            secret = subscription.rotate_secret(options["secret"], overlap=options["overlap"])
+        except ValidationError as error:
+            raise CommandError(" ".join(error.messages)) from None
         ends = subscription.secrets.filter(pk__in=old).aggregate(ends=Max("expires_at"))["ends"]
         shown = secret if options["secret"] is None else None
         if options["json"]:
