@@ -315,14 +315,15 @@ class Subscription(Remembering):
         text = signing_secrets.generate() if secret is None else signing_secrets.parse(secret)
         token = crypto.encrypt(text.encode())
         with transaction.atomic():
+            # It locks the subscription: of rotations at the same moment, each sees the one before.
+            circuit.begin_epoch([self.pk])
             if end_others_at is not None:
                 self.secrets.live().filter(
                     Q(expires_at=None) | Q(expires_at__gt=end_others_at)
                 ).update(expires_at=end_others_at)
                 if self.secrets.live().count() >= signing_secrets.MAX_IN_FORCE:
-                    raise ValidationError({"overlap": signing_secrets.TOO_MANY})
+                    raise ValidationError(signing_secrets.TOO_MANY)
             self.secrets.create(ciphertext=token)
-            circuit.begin_epoch([self.pk])
             ends = {"old_secrets_end_at": end_others_at.isoformat()} if end_others_at else {}
             audit.record("rotated", [self.pk], detail=ends)
             self.refresh_from_db(fields=["circuit_epoch"])

@@ -35,8 +35,8 @@ from subscriptions.validators import sendable_headers
 
 # How many deliveries one claim takes at most, for all of its lanes together: what comes meanwhile
 # waits for it. Beside the backlog of the benchmark's *tenants*, traced, the 99th percentile of that
-# wait was 71 to 82 ms with 5000 here and 500 for `DELIVERIES_AT_ONCE`, and 23 to 31 with 1000 and
-# 250; the two were not tried apart then. 50 for the latter has a figure of its own.
+# wait was 71 to 82 ms with 5000 here and 500 for the claimer's `DELIVERIES_AT_ONCE`, and 23 to 31
+# with 1000 and 250; the two were not tried apart.
 MAX_ROWS = 1000
 
 UNKNOWN_OUTCOME = "the worker stopped before it could record what came of this request"

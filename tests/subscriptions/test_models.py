@@ -301,3 +301,15 @@ def test_a_subscription_stays_with_its_tenant() -> None:
     subscription.save(update_fields=["name"])
     subscription.refresh_from_db()
     assert subscription.tenant == "acme"
+
+
+# Rotations.
+
+
+def test_of_rotations_at_once_one_secret_is_left_without_an_end(
+    at_once: Callable[..., list[str]],
+) -> None:
+    subscription = make_subscription()
+    at_once(lambda _: Subscription.objects.get(pk=subscription.pk).rotate_secret(), 6)
+    assert subscription.secrets.count() == 7
+    assert subscription.secrets.filter(expires_at=None).count() == 1

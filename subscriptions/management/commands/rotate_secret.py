@@ -15,6 +15,7 @@ from subscriptions.management.base import (
     find_one,
     seconds,
     secret_argument,
+    sentence,
     when,
 )
 
@@ -50,7 +51,7 @@ class Command(OperatorCommand):
         try:
             secret = subscription.rotate_secret(options["secret"], overlap=options["overlap"])
         except ValidationError as error:
-            raise CommandError(" ".join(error.messages)) from None
+            raise CommandError(sentence(error)) from None
         ends = subscription.secrets.filter(pk__in=old).aggregate(ends=Max("expires_at"))["ends"]
         shown = secret if options["secret"] is None else None
         if options["json"]:
