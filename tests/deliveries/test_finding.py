@@ -43,27 +43,32 @@ def rows(now: datetime) -> list[Delivery]:
         cursor.execute("TRUNCATE deliveries_delivery, deliveries_attempt, deliveries_event")
     own = [make_subscription(name=f"own {n}", all_tenants=True) for n in range(2)]
     acme = make_subscription(name="acme", tenant="acme")
+    events, deliveries, attempts = [], [], []
     for number in range(EVENTS):
         tenant = "acme" if number % 4 == 0 else ""
-        event = Event.objects.create(
+        event = Event(
             id=f"e-{number}", topic=TOPICS[number % 3], body=b"{}", tenant=tenant,
             created_at=now - timedelta(minutes=EVENTS - number),
         )  # fmt: skip
+        events.append(event)
         for one in (own[number % 2], acme if tenant else own[1 - number % 2]):
             status = STATUSES[(number + (one is acme)) % 5]
-            made = Delivery.objects.create(
+            made = Delivery(
                 event=event, subscription=one, status=status, tenant=one.tenant,
                 created_at=event.created_at, attempt_count=0 if number % 7 == 0 else 2,
                 next_attempt_at=now if status == "pending" else None,
                 held_at=now if status == "held" else None,
                 finished_at=None if status in ("pending", "held") else now,
             )  # fmt: skip
+            deliveries.append(made)
             for attempt in range(1, made.attempt_count + 1):
                 code = CODES[(number + 2 * attempt) % 5]
-                Attempt.objects.create(
+                attempts.append(Attempt(
                     delivery=made, number=attempt, status_code=code, started_at=event.created_at,
                     outcome="success" if code == 200 else "timeout" if code is None else "http",
-                )  # fmt: skip
+                ))  # fmt: skip
+    for rows in (events, deliveries, attempts):
+        type(rows[0]).objects.bulk_create(rows)
     return list(Delivery.objects.prefetch_related("event", "attempts"))
 
 

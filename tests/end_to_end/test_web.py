@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from api import keys
-from api.models import ApiKey
 from tests.api.calls import key
 from tests.end_to_end.conftest import eventually
 from tests.webhooks_project.waiting import alive
@@ -138,19 +136,6 @@ def test_the_environment_of_the_process_is_no_part_of_a_request(start: Callable[
     assert "HTTP_AUTHORIZATION" not in meta
     assert "DATABASE_URL" not in meta
     assert meta.get("CONTENT_LENGTH", "") != "5"
-
-
-def test_a_revoked_key_is_refused_by_every_process_at_once(start: Callable[..., Web]) -> None:
-    running = start()
-    text = key("deliveries:read")
-
-    def statuses() -> set[int]:
-        header = {"Authorization": f"Bearer {text}"}
-        return {running.get("/api/v1/things", **header)[0] for _ in range(30)}
-
-    assert statuses() == {200}
-    keys.revoke(ApiKey.objects.all())
-    assert statuses() == {401}
 
 
 def test_connections_that_the_database_closed_are_noticed_by_nobody(
