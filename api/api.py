@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, get_type_hints
 
 from django.http import HttpRequest, HttpResponse
 from ninja import NinjaAPI
@@ -10,6 +12,7 @@ from ninja.errors import HttpError, ValidationErrorContext
 from ninja.errors import ValidationError as NinjaValidationError
 from ninja.openapi.docs import Swagger
 from ninja.openapi.schema import OpenAPISchema
+from ninja.params.models import Query
 from ninja.parser import Parser
 
 from api import bodies, problems
@@ -71,11 +74,37 @@ class _Page(Swagger):
         return response
 
 
+def _known_parameters_only(view: Callable[..., Any]) -> Callable[..., Any]:
+    """422 for a parameter of the query that the operation does not have, or that is there twice: a
+    filter with a slip in its name would choose everything. Parameters are declared by `Query`."""
+    known = [
+        name
+        for name, hint in get_type_hints(view, include_extras=True).items()
+        if any(isinstance(one, Query) for one in getattr(hint, "__metadata__", ()))
+    ]
+    others = f"; there are: {', '.join(sorted(known))}." if known else ", nor any other."
+    detail = f"There is no such parameter here{others}"
+
+    @functools.wraps(view)
+    def checked(request: HttpRequest, **values: Any) -> Any:
+        wrong = {
+            name: "It is there more than once." if name in known else detail
+            for name, given in request.GET.lists()
+            if name not in known or len(given) > 1
+        }
+        if wrong:
+            raise invalid([{"parameter": name, "detail": what} for name, what in wrong.items()])
+        return view(request, **values)
+
+    return checked
+
+
 class Api(NinjaAPI):
-    """Ninja's, with a strict parser, and every error as a `Problem`."""
+    """Ninja's, strict about bodies and parameters, and with every error as a `Problem`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"parser": _Parser(), **options})
+        self.add_decorator(_known_parameters_only)
 
     def set_default_exception_handlers(self) -> None:
         self.add_exception_handler(Exception, _answer)

@@ -19,6 +19,7 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from cryptography.fernet import Fernet
 from django.conf import settings
@@ -168,8 +169,14 @@ def _emails(text: str) -> tuple[str, ...]:
 
 
 def _base_url(text: str) -> str:
+    wanted = "an address such as https://hooks.example.com, or empty"
+    try:
+        # A port that is none, or half of the brackets of an IPv6 address.
+        _ = urlsplit(text).port
+    except ValueError:
+        raise ValueError(wanted) from None
     if text and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", text):
-        raise ValueError("an address such as https://hooks.example.com, or empty")
+        raise ValueError(wanted)
     return text.rstrip("/")
 
 

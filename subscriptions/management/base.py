@@ -6,6 +6,7 @@ valid. Errors are sentences on stderr. With `--json`, stdout holds JSON and noth
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -79,11 +80,15 @@ class OperatorCommand(BaseCommand):
                 result = super().execute(*args, **options)
             self.stdout.flush()
             return result
-        except BrokenPipeError:
-            # The reader of the output, `head` for example, has seen enough. What Python still holds
-            # for it goes nowhere, or it would complain at the end.
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ENOSPC):
+                raise
+            # What Python still holds of the output goes nowhere, or it would complain at the end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(1) from None
+            if error.errno == errno.EPIPE:
+                # The reader, `head` for example, has seen enough.
+                raise SystemExit(1) from None
+            raise CommandError(f"The output cannot be written: {error.strerror}.") from None
         except KeyboardInterrupt:
             # As the shell says it of a program that ended by this signal.
             raise CommandError("Interrupted.", returncode=128 + signal.SIGINT) from None

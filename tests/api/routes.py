@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from django.db import OperationalError
 from django.http import HttpRequest
 from django.urls import path
-from ninja import Router
+from ninja import Query, Router
 from pydantic import BaseModel, ConfigDict
 
 from api.api import Api
@@ -50,7 +50,7 @@ def read(request: Request, limit: Limit, cursor: Cursor) -> Any:
 
 
 @router.get("/open", auth=None)
-def whatever(request: HttpRequest, fails: str = "") -> dict[str, str]:
+def whatever(request: HttpRequest, fails: Annotated[str, Query("")]) -> dict[str, str]:
     if fails == "database":
         raise OperationalError("connection to server failed: password hunter2")
     if fails == "itself":

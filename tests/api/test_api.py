@@ -113,6 +113,33 @@ def test_too_many_parameters_are_an_error_of_the_client(caplog: Any) -> None:
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    ("query", "named", "said"),
+    [
+        ("tenannt=acme", ["tenannt"], "There is no such parameter here; there are: cursor, limit."),
+        ("limit=1&limit=2", ["limit"], "It is there more than once."),
+        ("limit=1&a=&b=1", ["a", "b"], "There is no such parameter here"),
+    ],
+)
+def test_a_parameter_with_a_slip_in_its_name_is_refused(
+    query: str, named: list[str], said: str
+) -> None:
+    caller = Caller()
+    response = caller.call("GET", f"/api/v1/things?{query}")
+    is_problem(response, 422, "invalid")
+    assert [error["parameter"] for error in response.data["errors"]] == named
+    assert response.data["errors"][0]["detail"].startswith(said)
+
+
+def test_an_operation_without_parameters_refuses_all() -> None:
+    response = Caller("events:write").call(
+        "POST", "/api/v1/things?name=x", {"name": "x", "payload": {}}
+    )
+    assert is_problem(response, 422, "invalid")["errors"] == [
+        {"parameter": "name", "detail": "There is no such parameter here, nor any other."}
+    ]
+
+
 def failure(*statements: str) -> Exception:
     """What Django raises at the last of these statements, in a transaction of their own."""
     with (

@@ -37,6 +37,16 @@ def test_a_command_whose_reader_has_gone_ends_in_silence(environment: dict[str, 
     assert running.returncode == 1
 
 
+def test_a_command_whose_output_finds_no_room_says_so(environment: dict[str, str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "manage.py", "subscriptions", "--json"],
+            cwd=ROOT, env=environment, text=True, stdout=full, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    assert done.stderr == "CommandError: The output cannot be written: No space left on device.\n"
+    assert done.returncode == 1
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("keys", ["another", "none"])
 def test_a_worker_that_can_read_no_secret_does_not_start(

@@ -147,7 +147,7 @@ def test_a_secret_that_no_key_decrypts_is_counted_and_left(
     SigningSecret.objects.filter(pk=broken.pk).update(ciphertext="gAAAAnonsense")
     configure(secret_keys=(NEW, old))
     message = refusal("rotate_keys")
-    assert "1 secrets in use cannot be decrypted" in message
+    assert "Secrets in use that no key can decrypt: 1." in message
     assert (stored.count().newest, stored.count().unreadable) == (1, 1)
     # One that has ended keeps no key alive.
     broken.subscription.rotate_secret(overlap=0)

@@ -131,3 +131,25 @@ def test_a_real_receiver_tells_its_address_each_request_and_its_end(
         if process.poll() is None:
             process.kill()
             process.wait(10)
+
+
+def test_a_receiver_whose_reader_has_gone_ends(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "manage.py", "receiver", "--json"],
+        cwd=ROOT, env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = json.loads(process.stdout.readline())["url"]
+        process.stdout.close()
+        connection = HTTPConnection(url.removeprefix("http://").rstrip("/"), timeout=10)
+        connection.request("POST", "/", b"{}")
+        connection.getresponse()
+        connection.close()
+        assert process.wait(10) == 1
+        assert process.stderr.read() == ""
+    finally:
+        process.kill()
+        process.wait(10)

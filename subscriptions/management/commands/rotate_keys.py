@@ -45,7 +45,7 @@ class Command(OperatorCommand):
                 )
         if keys.unreadable:
             raise CommandError(
-                f"{keys.unreadable:,} secrets in use cannot be decrypted by any key: put the key "
+                f"Secrets in use that no key can decrypt: {keys.unreadable:,}. Put the key "
                 "that made them back into WEBHOOKS_SECRET_KEYS, or rotate these subscriptions' "
                 "secrets (`manage.py check --database default`)."
             )

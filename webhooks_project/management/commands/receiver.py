@@ -177,6 +177,16 @@ class Command(OperatorCommand):
             except (OSError, ValueError) as error:
                 reason = error.strerror if isinstance(error, OSError) else error
                 raise CommandError(f"{options['status_file']}: {reason}.", returncode=2) from None
+        ended = threading.Event()
+        unwritten: list[OSError] = []
+
+        def show(received: Received) -> None:
+            try:
+                self._write(as_json(received) if options["json"] else line(received))
+            except OSError as error:
+                unwritten.append(error)
+                ended.set()
+
         try:
             receiver = Receiver(
                 port=options["port"],
@@ -187,7 +197,7 @@ class Command(OperatorCommand):
                     delay=options["delay"],
                     status_file=options["status_file"],
                 ),
-                on_request=None if options["quiet"] else self._show(as_json_=options["json"]),
+                on_request=None if options["quiet"] else show,
                 keep=False,
             )
         except OSError as error:
@@ -195,7 +205,6 @@ class Command(OperatorCommand):
                 f"Port {options['port']} cannot be listened on: {error.strerror}. "
                 "Choose another with --port."
             ) from None
-        ended = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.set())
         with receiver:
@@ -206,12 +215,11 @@ class Command(OperatorCommand):
                 if not options["quiet"]:
                     self._write(HEADINGS)
             ended.wait()
+        if unwritten:
+            raise unwritten[0]
         if not options["json"]:
             requests = "request" if receiver.count == 1 else "requests"
             self._write(f"{receiver.count:,} {requests} received.")
-
-    def _show(self, *, as_json_: bool) -> Any:
-        return lambda received: self._write(as_json(received) if as_json_ else line(received))
 
     def _write(self, text: str) -> None:
         self.stdout.write(text)
