@@ -52,6 +52,7 @@ PHRASES = {status.value: status.phrase for status in HTTPStatus if status.value 
 }
 HEADERS = {
     401: ("WWW-Authenticate", "string", "The challenge of RFC 6750."),
+    412: ("ETag", "string", "The version that there is."),
     429: ("Retry-After", "integer", "Seconds after which the key may ask again."),
     503: ("Retry-After", "integer", "Seconds after which to send the same again."),
 }

@@ -187,17 +187,17 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[st
     return found
 
 
-def _masked_headers(headers: Any, note: str = "") -> Any:
+def masked_headers(headers: Any, note: str = "") -> Any:
     return dict.fromkeys(headers, MASKED + note) if isinstance(headers, dict) else MASKED + note
 
 
-def _masked_url(url: Any, note: str = "") -> str:
+def masked_url(url: Any, note: str = "") -> str:
     """Without the query, where tokens are."""
     address, question, _ = str(url).partition("?")
     return f"{address}{question and question + MASKED}{note}"
 
 
-_MASKS: dict[str, Callable[..., Any]] = {"headers": _masked_headers, "url": _masked_url}
+_MASKS: dict[str, Callable[..., Any]] = {"headers": masked_headers, "url": masked_url}
 
 
 def story(detail: Mapping[str, Any]) -> str:

@@ -134,5 +134,8 @@ class AuditEntry(models.Model):
 
 @receiver(pre_delete, sender="subscriptions.Subscription")
 def _record_deletion(instance: models.Model, **_: Any) -> None:
-    """In the transaction of the deletion, for each, however it is deleted."""
-    audit.record("deleted", [instance.pk])
+    """In the transaction of the deletion, for each, however it is deleted; of deletions at the same
+    moment, by the one that finds the row."""
+    rows = type(instance)._base_manager.select_for_update().filter(pk=instance.pk)
+    if rows.values_list("pk", flat=True).first() is not None:
+        audit.record("deleted", [instance.pk])

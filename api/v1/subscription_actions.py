@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC
 from typing import Annotated, Any
 
-from django.core import signing
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Max
@@ -49,6 +50,7 @@ from deliveries.keeping.replay import Chosen, Position, replay_some
 from deliveries.models import Lane
 from deliveries.sending.send_test import send_test
 from subscriptions import circuit
+from subscriptions.secrets import crypto
 from subscriptions.topics.rules import InvalidTopic, validate_topic
 
 router = Router(tags=["subscriptions"])
@@ -215,24 +217,38 @@ def replay_deliveries(
         topic=body.topic,
         by_id=True,
     )
-    replayed, position = replay_some(chosen, _position(body.cursor), BATCHES)
-    cursor = signing.dumps(position, salt=_SALT) if position else None
+    replayed, position = replay_some(chosen, _position(chosen, body.cursor), BATCHES)
+    cursor = _cursor(chosen, position) if position else None
     return {**replayed._asdict(), "next_cursor": cursor}
 
 
-_SALT = "api.replay"
+def _choice(chosen: Chosen) -> list[Any]:
+    since, until = (
+        moment and moment.astimezone(UTC).isoformat() for moment in (chosen.since, chosen.until)
+    )
+    statuses = sorted(set(chosen.statuses))
+    return [str(chosen.subscription.pk), statuses, since, until, chosen.topic]
 
 
-def _position(cursor: str | None) -> Position | None:
+def _cursor(chosen: Chosen, position: Position) -> str:
+    """Of this replay alone. Encrypted: the newest delivery may be a stranger's."""
+    return crypto.encrypt(json.dumps([_choice(chosen), position]).encode())
+
+
+def _position(chosen: Chosen, cursor: str | None) -> Position | None:
     if cursor is None:
         return None
     try:
-        return Position(*signing.loads(cursor, salt=_SALT))
-    except signing.BadSignature:
-        raise bad_cursor(
-            "Send the next_cursor of the answer before as it is, or none to begin.",
-            {"pointer": "/cursor", "detail": "It is not a next_cursor of a replay."},
-        ) from None
+        choice, position = json.loads(crypto.decrypt(cursor))
+        if choice == _choice(chosen):
+            return Position(*position)
+    except (crypto.SecretUnreadable, ValueError):
+        pass
+    raise bad_cursor(
+        "Send the next_cursor of the answer before as it is, with the same choice, or none to "
+        "begin.",
+        {"pointer": "/cursor", "detail": "It is not a next_cursor of this replay."},
+    )
 
 
 @router.get(

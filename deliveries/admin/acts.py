@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from django import forms
@@ -26,7 +27,9 @@ from deliveries.keeping.moments import oldest
 from deliveries.keeping.replay import BATCH, Chosen, Position, Replayed, replay_some
 from deliveries.models import Delivery, Event
 from subscriptions import circuit
+from subscriptions.audit import masked_url
 from subscriptions.models import Subscription
+from subscriptions.times import parse_time
 from subscriptions.topics.rules import InvalidTopic, validate_topic
 
 # As many are counted; of more, PostgreSQL estimates the number. And so many are replayed while a
@@ -85,9 +88,9 @@ class Progress:
 
 
 class ReplayForm(forms.Form):
-    since = forms.DateTimeField(
+    since = forms.CharField(
         label="Published since",
-        widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "2026-04-24 16:24"}),
+        widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "2h, 7d or 2026-04-24 16:24"}),
     )
     failed_only = forms.BooleanField(
         label="Only what failed or was discarded",
@@ -107,6 +110,17 @@ class ReplayForm(forms.Form):
         super().__init__(*args, **kwargs)
         zone = timezone.get_current_timezone_name()
         self.fields["since"].help_text = f"In the time zone of the server, {zone}."
+
+    def clean_since(self) -> datetime:
+        try:
+            since = parse_time(self.cleaned_data["since"], timezone.get_current_timezone())
+        except ValueError as error:
+            raise forms.ValidationError(str(error)) from None
+        # The next pages are about the same time, whenever they are sent.
+        data: Any = self.data
+        self.data = data = data.copy()
+        data["since"] = since.isoformat()
+        return since
 
     def clean_topic(self) -> str:
         topic = str(self.cleaned_data["topic"]).strip()
@@ -155,10 +169,11 @@ def _of(chosen: Sequence[Subscription], *states: str) -> list[Subscription]:
 def _forecast_reset(chosen: Sequence[Subscription], values: dict[str, Any]) -> Forecast:
     tripped = _of(chosen, "tripped")
     waiting = _waiting(tripped)
-    held = many(sum(one.held for one in waiting.values()), "held delivery", "held deliveries")
+    held = sum(one.held for one in waiting.values())
+    deliveries = many(held, "held delivery", "held deliveries")
     return Forecast(
-        f"{many(len(tripped), 'circuit is', 'circuits are')} reset; {held} "
-        "will be sent or discarded, as you choose.",
+        f"{many(len(tripped), 'circuit is', 'circuits are')} reset; "
+        + (f"{deliveries} will be sent or discarded, as you choose." if held else "none is held."),
         [(one, f"{waiting[one.pk].held:,} held") for one in tripped],
         len(chosen) - len(tripped),
         "not tripped",
@@ -170,6 +185,8 @@ def _forecast_reset(chosen: Sequence[Subscription], values: dict[str, Any]) -> F
 def _reset(chosen: Sequence[Subscription], values: dict[str, Any]) -> Done:
     discards = values["held"] == "discard"
     changed = circuit.reset([one.pk for one in _of(chosen, "tripped")], discard_held=discards)
+    if not changed:
+        return Done(0, "No circuit was reset: none of those chosen is tripped any more.")
     held = "What was held is discarded." if discards else "What was held is being sent."
     return Done(len(changed), f"{many(len(changed), 'circuit was', 'circuits were')} reset. {held}")
 
@@ -191,6 +208,8 @@ def _forecast_pause(chosen: Sequence[Subscription], values: dict[str, Any]) -> F
 
 def _pause(chosen: Sequence[Subscription], values: dict[str, Any]) -> Done:
     changed = circuit.pause([one.pk for one in chosen])
+    if not changed:
+        return Done(0, "No subscription was paused: none of those chosen is active or tripped.")
     paused = many(len(changed), "subscription was", "subscriptions were")
     return Done(len(changed), f"{paused} paused. What was pending is held until they are resumed.")
 
@@ -211,6 +230,8 @@ def _forecast_resume(chosen: Sequence[Subscription], values: dict[str, Any]) -> 
 
 def _resume(chosen: Sequence[Subscription], values: dict[str, Any]) -> Done:
     changed = circuit.reset([one.pk for one in _of(chosen, "paused")])
+    if not changed:
+        return Done(0, "No subscription was resumed: none of those chosen is paused any more.")
     resumed = many(len(changed), "subscription was", "subscriptions were")
     return Done(len(changed), f"{resumed} resumed. What was held is being sent.")
 
@@ -313,7 +334,7 @@ def _forecast_test(chosen: Sequence[Subscription], values: dict[str, Any]) -> Fo
     return Forecast(
         f"{many(len(chosen), 'test event is', 'test events are')} sent now, and the answers are "
         "shown. No circuit counts them, and nothing else is changed.",
-        [(one, one.url) for one in chosen],
+        [(one, masked_url(one.url)) for one in chosen],
     )
 
 

@@ -239,7 +239,8 @@ class DeliveryAdmin(ReadOnlyAdmin):
         some = list(chosen[: MAX_REPLAYED + 1])
         if not some:
             return self.gone(request)
-        back = reverse("admin:deliveries_delivery_changelist")
+        # To the list, filtered as it was.
+        back = request.get_full_path()
         if not action:
             back = reverse("admin:deliveries_delivery_change", args=[some[0].pk])
         if len(some) > MAX_REPLAYED:

@@ -18,7 +18,7 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import ngettext
 
-from deliveries.admin.acts import ACTS, Act
+from deliveries.admin.acts import ACTS, Act, many
 from deliveries.admin.pagination import EstimatingPaginator
 from deliveries.admin.readonly import IndexedChangeList
 from deliveries.keeping.backlog import (
@@ -166,7 +166,7 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
             "waiting": self.waiting_now(subscription),
             "spark": sparkline(hourly([subscription.pk])[subscription.pk]),
             "newest": newest,
-            "sample": newest.pending + newest.held + finished,
+            "sample": many(newest.pending + newest.held + finished, "delivery", "deliveries"),
             "latest": [
                 (
                     ago(one.created_at),
@@ -294,7 +294,7 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
         if not everything:
             return self.gone(request)
         back = (
-            reverse("admin:subscriptions_subscription_changelist")
+            request.get_full_path()  # the list, filtered as it was
             if action
             else reverse("admin:subscriptions_subscription_change", args=[everything[0].pk])
         )
@@ -328,7 +328,7 @@ class SubscriptionWithDeliveriesAdmin(SubscriptionAdmin):
                 )
             level = messages.SUCCESS if done.changed else messages.WARNING
             self.message_user(request, done.message, level)
-            if forecast.left:
+            if forecast.left and done.changed:
                 left = f"{forecast.left:,} of those chosen {ngettext('was', 'were', forecast.left)}"
                 self.message_user(request, f"{left} {forecast.left_because}.", messages.WARNING)
             return redirect(back)

@@ -8,6 +8,7 @@ from django.contrib import messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.views.main import ERROR_FLAG
 from django.core.exceptions import ValidationError
+from django.db import DatabaseError, OperationalError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import redirect
@@ -49,6 +50,16 @@ class CarefulAdmin(ModelAdmin):  # type: ignore[type-arg]  # not at run time
         if "\0" in object_id:
             return None
         return super().get_object(request, object_id, from_field)
+
+    def changeform_view(self, request: HttpRequest, *more: Any, **named: Any) -> HttpResponse:
+        try:
+            return super().changeform_view(request, *more, **named)
+        except OperationalError:
+            raise
+        except DatabaseError:
+            # Somebody took the name, or deleted the row, between the look at it and the writing.
+            # Nothing is written; the form is looked at again, and says what is wrong by now.
+            return super().changeform_view(request, *more, **named)
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None

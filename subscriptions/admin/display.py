@@ -18,6 +18,7 @@ from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 
+from subscriptions.audit import masked_url
 from subscriptions.conf import conf
 from subscriptions.models import Subscription
 from subscriptions.times import age, exact, percent
@@ -72,9 +73,7 @@ def state_explanation(subscription: Subscription) -> str:
     return (
         f"Tripped at {exact(subscription.auto_disabled_at)}: {why}. "
         + (f"Next probe: {exact(probe)}. " if probe else "It is not probed by itself. ")
-        + "Reset the circuit here, or run manage.py reset_circuit "
-        + shlex.quote(subscription.name)
-        + _tenant_option(subscription)
+        + f"Reset the circuit here, or run manage.py reset_circuit {_arguments(subscription)}"
     )
 
 
@@ -126,15 +125,19 @@ def patterns(subscription: Subscription) -> SafeString | str:
 
 def receiver(url: str) -> SafeString:
     """The host; with a warning if what is sent can be read on its way."""
-    shown = format_html('<span title="{}">{}</span>', url, short(host(url), 32))
+    shown = format_html('<span title="{}">{}</span>', masked_url(url), short(host(url), 32))
     if not url.lower().startswith("http://"):
         return shown
     warning = "http: what is sent is not encrypted; anybody on its way can read it. Use https."
     return format_html("{} {}", shown, explained("http", "warn", warning))
 
 
-def _tenant_option(subscription: Subscription) -> str:
-    return f" --tenant {shlex.quote(subscription.tenant)}" if subscription.tenant else ""
+def _arguments(subscription: Subscription) -> str:
+    """What names it to a command, in a shell. A name may look like an option."""
+    name, tenant = subscription.name, subscription.tenant
+    if name.startswith("-") or tenant.startswith("-"):
+        return shlex.join([*([f"--tenant={tenant}"] if tenant else []), "--", name])
+    return shlex.join([name, *(["--tenant", tenant] if tenant else [])])
 
 
 def ago(moment: datetime | None) -> SafeString | str:

@@ -6,6 +6,7 @@ import json
 from typing import Any, ClassVar
 
 from django import forms
+from django.utils.text import Truncator
 from unfold.widgets import (
     UnfoldAdminCheckboxSelectMultipleWidget,
     UnfoldAdminRadioSelectWidget,
@@ -25,7 +26,7 @@ class PatternsField(forms.CharField):
     widget = forms.Textarea
 
     def prepare_value(self, value: Any) -> Any:
-        if isinstance(value, list) and all(isinstance(pattern, str) for pattern in value):
+        if _are_texts(value):
             return "\n".join(value)
         # What somebody wrote past the validation is shown as it is, to be repaired.
         return value if value is None or isinstance(value, str) else json.dumps(value)
@@ -42,14 +43,23 @@ class PatternsField(forms.CharField):
         return bool((initial or []) != self.to_python(data))
 
 
+def _lines(value: Any) -> list[str]:
+    """A field's value as lines of text, however it came: to be compared, and to be read."""
+    if isinstance(value, list):
+        return sorted(map(str, value))
+    return [line.strip() for line in ("" if value is None else str(value)).splitlines()]
+
+
 def _list_of_texts(text: str) -> list[str] | None:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return value
-    return None
+    return value if _are_texts(value) else None
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 class HeadersField(forms.JSONField):
@@ -76,7 +86,11 @@ class HeadersField(forms.JSONField):
 
 
 class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
-    """Topic patterns by line and by group; and `enabled` only if this very form changed it."""
+    """Topic patterns by line and by group.
+
+    Only what this very form changed is written: somebody else may have changed the rest, or the
+    circuit may have tripped, while it was open. What both have changed is refused once.
+    """
 
     groups = forms.MultipleChoiceField(
         label="Topic groups",
@@ -120,14 +134,44 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
             self._offer_groups()
         for name in FIXED.keys() & self.fields.keys():
             self.fields[name].disabled = not self.instance._state.adding
-        if "enabled" in self.fields:
-            # The circuit may trip while the form is open. What counts is whether the person
-            # changed what the form showed, not whether it differs from the row by now.
-            self.fields["enabled"].show_hidden_initial = not self.instance._state.adding
+        if not self.instance._state.adding:
+            for field in self.fields.values():
+                field.show_hidden_initial = not field.disabled
 
-    def _changed_by_hand(self, name: str) -> bool:
-        shown = self.fields[name].show_hidden_initial and self[name].html_initial_name in self.data
-        return not shown or name in self.changed_data
+    def _keep_what_others_changed(self, cleaned: dict[str, Any]) -> None:
+        """Of the fields that this form has not changed, take what the row has by now."""
+        fields = {name: one for name, one in self.fields.items() if one.show_hidden_initial}
+        if not any(self[name].html_initial_name in self.data for name in fields):
+            return
+        for name, field in fields.items():
+            now = self.initial.get(name)
+            if name not in self.changed_data:
+                # Patterns that are no texts are shown as JSON, to be repaired.
+                if name != "topic_patterns" or _are_texts(now):
+                    cleaned[name] = now
+            # The circuit is not asked: who ticks `enabled` wants it so, whatever was before.
+            elif name != "enabled" and self._shown(name) != _lines(
+                as_text := field.prepare_value(now)
+            ):
+                self.add_error(
+                    name,
+                    "Somebody has changed this since the page was opened. It is now: "
+                    f"{Truncator(', '.join(_lines(as_text)) or 'empty').chars(300)}. "
+                    "Save again to have yours instead.",
+                )
+                self._show(name, as_text)
+
+    def _shown(self, name: str) -> list[str]:
+        """What the field held when the page was opened."""
+        hidden = self.fields[name].hidden_widget()
+        shown = hidden.value_from_datadict(self.data, self.files, self[name].html_initial_name)
+        return _lines(shown)
+
+    def _show(self, name: str, value: Any) -> None:
+        """Open the page anew, as far as this field goes."""
+        data: Any = self.data
+        self.data = data = data.copy()
+        data.setlist(self[name].html_initial_name, value if isinstance(value, list) else [value])
 
     def _offer_groups(self) -> None:
         groups = conf().topic_groups
@@ -148,8 +192,7 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
-        if "enabled" in cleaned and not self._changed_by_hand("enabled"):
-            cleaned["enabled"] = self.instance.enabled
+        self._keep_what_others_changed(cleaned)
         if "topic_patterns" in cleaned:
             groups = conf().topic_groups
             patterns = list(cleaned["topic_patterns"])

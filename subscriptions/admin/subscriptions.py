@@ -18,6 +18,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html, format_html_join
+from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 from unfold.contrib.filters.admin import TextFilter
 
@@ -281,6 +282,15 @@ class SubscriptionAdmin(CarefulAdmin):
             request, object_id, form_url, {**(extra_context or {}), "may_rotate": may_rotate}
         )
 
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The audit's: Django's own history knows of its forms alone."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        address = reverse("admin:subscriptions_auditentry_changelist")
+        return redirect(f"{address}?{urlencode({'subscription': object_id})}")
+
     def get_urls(self) -> list[URLPattern]:
         return [
             path(
@@ -314,7 +324,7 @@ class SubscriptionAdmin(CarefulAdmin):
         self, request: HttpRequest, chosen: QuerySet[Subscription], back: str, action: str = ""
     ) -> HttpResponse:
         """Ask, or do what was confirmed: all of them, or none."""
-        back = back or reverse("admin:subscriptions_subscription_changelist")
+        back = back or request.get_full_path()  # the list, filtered as it was
         confirmed = request.method == "POST" and (not action or "confirmed" in request.POST)
         ids = list(chosen.order_by("pk").values_list("pk", flat=True)[: MAX_ROTATED + 1])
         if len(ids) > MAX_ROTATED:

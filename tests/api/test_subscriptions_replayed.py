@@ -14,6 +14,7 @@ from deliveries.keeping import replay as replaying
 from deliveries.models import Attempt, Delivery, Lane
 from subscriptions import circuit
 from subscriptions.models import Subscription
+from subscriptions.secrets import crypto
 from tests.api.subscriptions import NEW, URL, act, caller, pointers
 from tests.factories import make_subscription, statuses
 
@@ -142,10 +143,34 @@ def test_a_wrong_replay_is_422_and_replays_nothing(
     assert statuses(subscription) == {"failed": 1}
 
 
-@pytest.mark.parametrize("cursor", ["", "abc", "a:b:c", "é"])
+@pytest.mark.parametrize("cursor", ["", "abc", "a:b:c", "é", "[1, 2]"])
 def test_a_cursor_that_is_none_of_a_replay_is_422(subscription: Subscription, cursor: str) -> None:
-    response = act(caller(), subscription, "replay", {"cursor": cursor})
-    assert pointers(response, "bad-cursor") == ["/cursor"]
+    for given in (cursor, crypto.encrypt(cursor.encode())):
+        response = act(caller(), subscription, "replay", {"cursor": given})
+        assert pointers(response, "bad-cursor") == ["/cursor"]
+
+
+def test_a_cursor_is_of_one_replay_alone(
+    subscription: Subscription, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replaying, "BATCH", 1)
+    monkeypatch.setattr(subscription_actions, "BATCHES", 1)
+    other = make_subscription(topic_patterns=["other"])
+    for _ in range(3):
+        finished("order.a", "failed")
+    since = "2026-01-31T12:00:00Z"
+    cursor = act(caller(), subscription, "replay", {"since": since}).data["next_cursor"]
+    for one, choice in (
+        (other, {"since": since}),
+        (subscription, {}),
+        (subscription, {"since": since, "status": ["failed"]}),
+        (subscription, {"since": since, "topic": "order.a"}),
+        (subscription, {"since": since, "until": "2126-01-31T12:00:00Z"}),
+    ):
+        response = act(caller(), one, "replay", {**choice, "cursor": cursor})
+        assert pointers(response, "bad-cursor") == ["/cursor"]
+    same = {"since": "2026-01-31T13:00:00+01:00", "cursor": cursor}
+    assert act(caller(), subscription, "replay", same).status_code == 200
 
 
 @pytest.mark.parametrize("since", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])

@@ -223,7 +223,7 @@ def test_nothing_is_asked_where_nothing_is_tripped(admin_client: Client) -> None
         SUBSCRIPTIONS,
         {"action": "reset_circuit", "_selected_action": [str(subscription.pk)]},
     )
-    assert "Nothing to do: of those chosen, all are not tripped" in response.content.decode()
+    assert "Nothing to do: it is not tripped." in response.content.decode()
 
 
 def test_deleting_says_how_many_deliveries_are_discarded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from typing import Any
 
@@ -51,12 +52,18 @@ def fields(**changes: Any) -> dict[str, Any]:
 
 def shown_form(client: Client, subscription: Subscription) -> dict[str, Any]:
     """What a browser would send if the person changed nothing."""
-    form = client.get(change_page(subscription)).context["adminform"].form
+    return filled(client.get(change_page(subscription)).context["adminform"].form)
+
+
+def filled(form: Any) -> dict[str, Any]:
+    """What a browser would send of the form as it is shown."""
     sent: dict[str, Any] = {}
     for bound in form:
         value = bound.value()
         if value not in (False, None):
             sent[bound.html_name] = "on" if value is True else value
         if bound.field.show_hidden_initial:
-            sent[bound.html_initial_name] = str(bound.initial)
+            hidden = re.findall(r' value="([^"]*)"', str(bound.as_hidden(only_initial=True)))
+            if hidden:
+                sent[bound.html_initial_name] = [html.unescape(one) for one in hidden]
     return sent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shlex
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,9 +15,10 @@ from django.test import Client
 from django.utils import timezone
 
 from subscriptions import circuit
-from subscriptions.admin.display import sparkline
+from subscriptions.admin.display import sparkline, state_explanation
 from subscriptions.models import AuditEntry, Subscription
 from subscriptions.secrets import crypto
+from tests.commands import run
 from tests.factories import failure_report, make_subscription
 from tests.subscriptions.in_the_admin import (
     LIST,
@@ -227,8 +229,7 @@ def test_pausing_and_resuming_say_what_they_did(admin_client: Client) -> None:
         "2 subscriptions were resumed. What was held is being sent."
     ]
     assert act(admin_client, "resume", first, second) == [
-        "0 subscriptions were resumed. What was held is being sent.",
-        "2 of those chosen were not paused.",
+        "No subscription was resumed: none of those chosen is paused any more.",
     ]
 
 
@@ -334,3 +335,24 @@ def test_the_hint_of_a_tripped_one_names_its_tenant(admin_client: Client) -> Non
     trip(make_subscription(name="billing", tenant="acme"))
     page = html.unescape(admin_client.get(LIST).content.decode())
     assert "manage.py reset_circuit billing --tenant acme" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "tenant", "words"),
+    [
+        ("a b", "", "'a b'"),
+        ("--all", "", "-- --all"),
+        ("--all", "acme", "--tenant=acme -- --all"),
+    ],
+)
+def test_the_hint_names_one_whatever_it_is_called(name: str, tenant: str, words: str) -> None:
+    first, other = make_subscription(name=name, tenant=tenant), make_subscription()
+    for one in (first, other):
+        trip(one)
+        one.refresh_from_db()
+    command = state_explanation(first).partition("manage.py ")[2]
+    assert command == f"reset_circuit {words}"
+    run(*shlex.split(command))
+    for one, state in ((first, "active"), (other, "tripped")):
+        one.refresh_from_db()
+        assert one.state == state

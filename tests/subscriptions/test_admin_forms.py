@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +18,7 @@ from tests.subscriptions.in_the_admin import (
     SECRET,
     change_page,
     fields,
+    filled,
     shown_form,
 )
 from tests.subscriptions.test_commands import stored_secrets, trip
@@ -123,6 +125,45 @@ def test_a_form_that_was_open_during_the_trip_does_not_undo_it(admin_client: Cli
     subscription.refresh_from_db()
     assert (subscription.name, subscription.state) == ("after", "tripped")
     assert subscription.last_error
+
+
+def test_of_two_who_edit_neither_undoes_what_the_other_changed(
+    admin_client: Client, configure: Callable[..., None]
+) -> None:
+    configure(topic_groups={"alerts": ("alert.*", "alarm.*")})
+    subscription = make_subscription(topic_patterns=["order.*"])
+    shown = shown_form(admin_client, subscription)
+    page = admin_client.get(change_page(subscription)).content.decode()
+    assert {"initial-url", "initial-topic_patterns", "initial-headers"} <= set(
+        re.findall(r'<input type="hidden" name="(initial-[a-z_]+)"', page)
+    )
+    url = "https://example.com/moved"
+    first = {**shown, "url": url, "topic_patterns": "order.*\ninvoice.>", "groups": ["alerts"]}
+    assert admin_client.post(change_page(subscription), first).status_code == 302
+    second = {**shown, "max_in_flight": "3", "headers": '{"X-Team": "blue"}'}
+    assert admin_client.post(change_page(subscription), second).status_code == 302
+    subscription.refresh_from_db()
+    assert (subscription.url, subscription.max_in_flight) == (url, 3)
+    assert subscription.headers == {"X-Team": "blue"}
+    assert subscription.topic_patterns == ["order.*", "invoice.>", "alert.*", "alarm.*"]
+
+
+def test_what_two_have_changed_is_refused_once(admin_client: Client) -> None:
+    subscription = make_subscription(topic_patterns=["order.*"], max_in_flight=10)
+    shown = shown_form(admin_client, subscription)
+    first = {**shown, "topic_patterns": "order.*\ninvoice.>", "max_in_flight": "4"}
+    admin_client.post(change_page(subscription), first)
+    second = {**shown, "topic_patterns": "audit.>", "max_in_flight": "5"}
+    response = admin_client.post(change_page(subscription), second)
+    form = response.context["adminform"].form
+    assert "It is now: order.*, invoice.&gt;. Save again" in str(form.errors["topic_patterns"])
+    assert "It is now: 4. Save again" in str(form.errors["max_in_flight"])
+    subscription.refresh_from_db()
+    assert subscription.topic_patterns == ["order.*", "invoice.>"]
+    assert subscription.max_in_flight == 4
+    assert admin_client.post(change_page(subscription), filled(form)).status_code == 302
+    subscription.refresh_from_db()
+    assert (subscription.topic_patterns, subscription.max_in_flight) == (["audit.>"], 5)
 
 
 def test_a_change_without_the_hidden_field_means_what_it_says(admin_client: Client) -> None:

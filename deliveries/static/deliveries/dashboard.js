@@ -83,7 +83,7 @@
     } catch (error) {
       failures += 1;
       const why = error.name === "Error" ? error.message : "the server cannot be reached";
-      const at = board.querySelector("time")?.textContent;
+      const at = board.querySelector("time[data-as-of]")?.textContent;
       say(`Not refreshed since ${at}: ${why}.`);
     }
     timer = setTimeout(refresh, every * Math.min(12, 2 ** failures));
