@@ -25,6 +25,7 @@ from deliveries.holding import (
     release,
 )
 from deliveries.waking.wakeups import wake
+from subscriptions.circuit import fuse
 from subscriptions.conf import conf
 
 # Every subscription with pending rows, by a loose scan of the index `delivery_due`: one look-up
@@ -131,6 +132,7 @@ def sweep() -> Swept:
         held_wrongly = cursor.fetchall()
     wake(healthy, keep_place=True)
     wake([*failing, *probes], recovering=True, keep_place=True)
+    fuse.reset_outlived()
     released: list[UUID] = []
     discarding: list[tuple[UUID, datetime]] = []
     for subscription_id, is_deleted, discard_before in held_wrongly:

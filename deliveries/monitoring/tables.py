@@ -62,7 +62,9 @@ WITH RECURSIVE first AS (
         ORDER BY subscription_id, next_attempt_at LIMIT 1
     ) following
 )
-SELECT coalesce(max(date_part('epoch', now() - first.next_attempt_at)), 0)
+SELECT coalesce(
+    max(date_part('epoch', now() - greatest(first.next_attempt_at, lane.resume_at))), 0
+)
 FROM (SELECT * FROM first LIMIT %(limit)s::bigint) first
 JOIN subscriptions_subscription s ON s.id = first.subscription_id
 LEFT JOIN deliveries_lane lane ON lane.subscription_id = first.subscription_id

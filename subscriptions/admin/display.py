@@ -67,6 +67,8 @@ def state_explanation(subscription: Subscription) -> str:
     if state == "active":
         if not subscription.consecutive_failures:
             return "Events are sent as they are published."
+        if subscription.consecutive_failures >= conf().circuit_threshold:
+            return f"{why}. The fuse is, or was, blown: it keeps this circuit from tripping."
         return f"{why}. It trips after {conf().circuit_threshold} failures in a row."
     assert subscription.auto_disabled_at is not None
     probe = subscription.next_probe_at

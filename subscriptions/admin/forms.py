@@ -192,7 +192,8 @@ class SubscriptionForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
-        self._keep_what_others_changed(cleaned)
+        if not self.instance._state.adding:
+            self._keep_what_others_changed(cleaned)
         if "topic_patterns" in cleaned:
             groups = conf().topic_groups
             patterns = list(cleaned["topic_patterns"])

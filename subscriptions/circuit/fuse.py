@@ -26,20 +26,25 @@ from subscriptions.conf import conf
 logger = logging.getLogger(__name__)
 
 
-# Locks the row: two workers that trip at the same moment count each other's.
-_LOCK = """
-INSERT INTO subscriptions_tripfuse (id) VALUES (1) ON CONFLICT (id) DO UPDATE SET id = 1
-RETURNING blown_at, coalesce(reset_at, 'epoch'),
+# Whether the window is over, and anybody has succeeded since.
+_OUTLIVED = """
     blown_at < now() - %(window)s * interval '1 second' AND EXISTS (
         SELECT 1 FROM subscriptions_subscription s
         WHERE s.last_success_at > blown_at + %(window)s * interval '1 second'
     )
 """
 
+# Locks the row: two workers that trip at the same moment count each other's.
+_LOCK = f"""
+INSERT INTO subscriptions_tripfuse (id) VALUES (1) ON CONFLICT (id) DO UPDATE SET id = 1
+RETURNING blown_at, coalesce(reset_at, 'epoch'), {_OUTLIVED}
+"""
+
+# A trip in the transaction that has just reset the fuse counts, too.
 _TRIPS = """
 SELECT
     (SELECT count(*) FROM subscriptions_subscription
-     WHERE auto_disabled_at > greatest(%(reset_at)s, now() - %(window)s * interval '1 second')
+     WHERE auto_disabled_at >= greatest(%(reset_at)s, now() - %(window)s * interval '1 second')
         AND failing_by_network),
     (SELECT count(*) FROM subscriptions_subscription WHERE enabled)
 """
@@ -97,6 +102,21 @@ def reset(at: datetime | None = None, *, answered: bool = False) -> None:
             signals.after_commit(_announce_reset)
 
 
+def reset_outlived() -> None:
+    """Reset a fuse whose window is over, if anybody has succeeded since.
+
+    Beside `holds`, which is not asked while no circuit wants to trip.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT blown_at FROM subscriptions_tripfuse WHERE id = 1 AND {_OUTLIVED}",
+            {"window": conf().fuse_window},
+        )
+        row = cursor.fetchone()
+    if row is not None:
+        reset(row[0], answered=True)
+
+
 def blown() -> bool:
     """Whether the fuse is blown."""
     with connection.cursor() as cursor:
@@ -108,7 +128,8 @@ def _announce_blown(tripping: int, active: int, window: float) -> None:
     logger.error(
         "%d of %d active subscriptions could not be reached and would have tripped within %.0f s: "
         "suspect our own network. No circuit trips for want of a connection until one of them "
-        "answers again. If it is their fault: `manage.py reset_fuse`.",
+        "answers, or, after that time, anybody does. If it is their fault: "
+        "`manage.py reset_fuse`.",
         tripping,
         active,
         window,

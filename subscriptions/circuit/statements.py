@@ -190,7 +190,8 @@ WITH disabled AS MATERIALIZED (
 )
 UPDATE subscriptions_subscription s SET
     enabled = true, auto_disabled_at = NULL, consecutive_failures = 0, last_error = '',
-    failing_by_network = false,
+    -- An operator's reset says nothing of our network, but the answer that follows does.
+    failing_by_network = %(epoch)s::bigint IS NULL AND s.failing_by_network,
     circuit_epoch = circuit_epoch + 1, probe_count = 0, next_probe_at = NULL,
     last_success_at = CASE WHEN %(epoch)s::bigint IS NULL THEN last_success_at ELSE now() END,
     updated_at = now()

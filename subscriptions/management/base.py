@@ -88,7 +88,10 @@ class OperatorCommand(BaseCommand):
             if error.errno == errno.EPIPE:
                 # The reader, `head` for example, has seen enough.
                 raise SystemExit(1) from None
-            raise CommandError(f"The output cannot be written: {error.strerror}.") from None
+            raise CommandError(
+                f"The output cannot be written: {error.strerror}. What was asked for may be done "
+                "all the same."
+            ) from None
         except KeyboardInterrupt:
             # As the shell says it of a program that ended by this signal.
             raise CommandError("Interrupted.", returncode=128 + signal.SIGINT) from None

@@ -10,6 +10,7 @@ import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page, expect
 
+from subscriptions.models import Subscription
 from tests.browser import system
 from tests.browser.conftest import NARROW, WIDE
 from tests.browser.pages import every_page
@@ -119,6 +120,26 @@ def test_what_answers_a_form_has_no_serious_fault(
     answered("key", "Save")
     expect(page.locator(".once code")).to_be_visible()
     assert not wrong, "\n".join(wrong.values())
+
+
+def test_a_long_name_makes_no_page_wide(
+    open_page: Opening, user: Callable[..., Any], pages: dict[str, str]
+) -> None:
+    rotate = pages["subscriptions-subscription-rotate-secret"]
+    key = rotate.split("/")[-3]
+    chosen = Subscription.objects.filter(pk=key)
+    name = chosen.get().name
+    chosen.update(name="n" * 200)
+    page = open_page(user())
+    wrong = []
+    for path in [rotate.replace("/rotate-secret/", "/delete/"), *pages.values()]:
+        if key in path or path.endswith("/subscription/"):
+            page.goto(path)
+            for size in (WIDE, NARROW):
+                page.set_viewport_size(size)
+                wrong += [f"{path} {size['width']}: {why}" for _, _, why in too_wide(page)]
+    chosen.update(name=name)
+    assert not wrong, "\n".join(wrong)
 
 
 def examine(page: Page, name: str, *, themed: bool) -> dict[tuple[str, str, str], str]:

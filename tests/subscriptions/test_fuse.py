@@ -11,6 +11,7 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
+from deliveries.keeping.sweep import sweep
 from subscriptions import circuit
 from subscriptions.circuit import Report, fuse, tally
 from subscriptions.circuit.rules import allowed_trips
@@ -184,6 +185,46 @@ def test_an_operator_who_resets_a_circuit_does_not_reset_the_fuse(
         fail(one)
     assert fuse.blown()
     circuit.reset([many[0].pk])
+    assert fuse.blown()
+    # What is sent then does, if it is answered.
+    succeed(Subscription.objects.get(pk=many[0].pk))
+    assert not fuse.blown()
+
+
+def blew(minutes: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE subscriptions_tripfuse SET blown_at = now() - %s * interval '1 minute'",
+            [minutes],
+        )
+
+
+def test_a_success_of_anybody_after_some_minutes_resets_it_though_nobody_wants_to_trip(
+    many: list[Subscription],
+) -> None:
+    fail(*many[:15])
+    circuit.pause([one.pk for one in many[:15]])
+    fuse.reset_outlived()
+    blew(4)
+    succeed(many[19])
+    sweep()
+    assert fuse.blown()
+    blew(6)
+    sweep()
+    assert not fuse.blown()
+    fuse.reset_outlived()
+
+
+def test_trips_in_the_transaction_that_resets_it_count(many: list[Subscription]) -> None:
+    fail(*many[:15])
+    blew(6)
+    succeed(many[19])
+    with transaction.atomic():
+        assert len(fail(*many[:6])) == 6
+        assert not fuse.blown()
+        assert len(fail(*many[6:10])) == 4
+        assert fail(many[10]) == []
+    assert fail(many[11]) == []
     assert fuse.blown()
 
 

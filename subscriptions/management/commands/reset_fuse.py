@@ -13,7 +13,8 @@ from subscriptions.management.base import OperatorCommand, add_json_flag
 class Command(OperatorCommand):
     help = (
         "Reset the fuse, so that circuits trip again. It has blown because too many receivers "
-        "could not be reached at the same time; an answer of one of them resets it by itself. "
+        "could not be reached at the same time; an answer of one of them resets it by itself, "
+        "and so does a success of anybody after some minutes (WEBHOOKS_FUSE_WINDOW). "
         "Reset it if you know that the fault is theirs and not our own network's."
     )
     examples = ("",)

@@ -124,6 +124,14 @@ def test_what_is_being_sent_and_what_waits_on_purpose_is_not_the_oldest_due(
     assert tables.read_tables().oldest_due == 0
 
 
+def test_what_has_backed_off_waits_for_a_worker_since_then(fresh: redis.Redis) -> None:
+    subscription = make_subscription()
+    publish("test.one", {})
+    Delivery.objects.update(next_attempt_at=timezone.now() - timedelta(hours=1))
+    Lane.objects.create(subscription=subscription, resume_at=timezone.now() - timedelta(seconds=5))
+    assert 5 <= tables.read_tables().oldest_due < 65
+
+
 @pytest.mark.parametrize(
     ("statement", "keeps"),
     [
