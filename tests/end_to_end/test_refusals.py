@@ -50,6 +50,18 @@ def test_a_command_whose_output_finds_no_room_says_so(environment: dict[str, str
     assert done.returncode == 1
 
 
+def test_a_command_says_why_the_database_cannot_be_used(environment: dict[str, str]) -> None:
+    away = {"DATABASE_URL": "postgresql://postgres@127.0.0.1:1/away"}
+    done = subprocess.run(
+        [sys.executable, "manage.py", "subscriptions"],
+        cwd=ROOT, env=environment | away, text=True, capture_output=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    [said] = done.stderr.splitlines()
+    assert said.startswith("CommandError: The database cannot be used: ")
+    assert "Connection refused" in said
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("keys", ["another", "none"])
 def test_a_worker_that_can_read_no_secret_does_not_start(
