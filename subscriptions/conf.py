@@ -347,7 +347,8 @@ class WebhookSettings:
     metrics_token: str = _setting(
         "",
         _token,
-        "who asks for `/metrics` must know this (`Authorization: Bearer …`); empty: nobody may",
+        "who asks for `/metrics` must know this, of 16 characters or more "
+        "(`Authorization: Bearer …`); empty: nobody may",
         secret=True,
     )
     notice_emails: tuple[str, ...] = _setting(

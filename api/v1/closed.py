@@ -29,7 +29,7 @@ def limit_keys(value: Any, limit: int) -> Any:
     if isinstance(value, dict) and len(value) > limit:
         raise PydanticCustomError(
             "too_many_keys",
-            "It has {keys} keys; {limit} are allowed.",
+            "It has {keys} keys; {limit} at most are allowed.",
             {"keys": len(value), "limit": limit},
         )
     return value
