@@ -163,7 +163,8 @@ def _rows() -> Iterator[Page]:
     for state in ("active", "paused", "tripped"):
         one = getattr(Subscription.objects, state)().order_by("name").first()
         yield Page(f"a subscription, {state}", _address(Subscription, "change", one.pk))
-    yield Page("a subscription's history", _address(Subscription, "history", one.pk))
+    audit = reverse("admin:subscriptions_auditentry_changelist")
+    yield Page("a subscription's audit", f"{audit}?{urlencode({'subscription': one.pk})}")
     for act in ("reset", "replay", "rotate_secret"):
         page = reverse(f"admin:subscriptions_subscription_{act}", args=[one.pk])
         yield Page(f"a subscription, {act.replace('_', ' ')}", page)
