@@ -187,7 +187,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[st
     return found
 
 
-def masked_headers(headers: Any, note: str = "") -> Any:
+def _masked_headers(headers: Any, note: str = "") -> Any:
     return dict.fromkeys(headers, MASKED + note) if isinstance(headers, dict) else MASKED + note
 
 
@@ -197,7 +197,7 @@ def masked_url(url: Any, note: str = "") -> str:
     return f"{address}{question and question + MASKED}{note}"
 
 
-_MASKS: dict[str, Callable[..., Any]] = {"headers": masked_headers, "url": masked_url}
+_MASKS: dict[str, Callable[..., Any]] = {"headers": _masked_headers, "url": masked_url}
 
 
 def story(detail: Mapping[str, Any]) -> str:

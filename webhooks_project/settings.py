@@ -177,7 +177,8 @@ else:
 # backend. Django would leave that to the pool, which takes its time (`CONN_HEALTH_CHECKS`).
 DATABASES["default"]["ENGINE"] = engines.BACKEND
 DATABASES["default"]["CONN_HEALTH_CHECKS"] = False
-# A web process answers from a few threads: a small pool spares it a new connection a request.
+# A small pool spares the tasks of a worker a new connection each. The web (`wsgi.py`) and commands
+# (`apps.py`) do without.
 DATABASES["default"]["OPTIONS"] = VANISHED_SERVER | DATABASES["default"].get("OPTIONS", {})
 DATABASES["default"]["OPTIONS"]["pool"] = {
     "min_size": 0,

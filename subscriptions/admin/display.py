@@ -68,7 +68,7 @@ def state_explanation(subscription: Subscription) -> str:
         if not subscription.consecutive_failures:
             return "Events are sent as they are published."
         if subscription.consecutive_failures >= conf().circuit_threshold:
-            return f"{why}. The fuse is, or was, blown: it keeps this circuit from tripping."
+            return f"{why}. The next failure trips it, unless the fuse is blown."
         return f"{why}. It trips after {conf().circuit_threshold} failures in a row."
     assert subscription.auto_disabled_at is not None
     probe = subscription.next_probe_at

@@ -133,7 +133,7 @@ def test_a_real_receiver_tells_its_address_each_request_and_its_end(
             process.wait(10)
 
 
-def test_a_receiver_whose_reader_has_gone_ends(tmp_path: Path) -> None:
+def test_a_receiver_whose_reader_has_gone_ends() -> None:
     process = subprocess.Popen(
         [sys.executable, "manage.py", "receiver", "--json"],
         cwd=ROOT, env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
